@@ -1,0 +1,1 @@
+//! Kernels for sparse Mixture-of-Experts layers.
