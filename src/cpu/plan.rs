@@ -1,0 +1,47 @@
+//! Plan: one counting sort over the ids.
+
+use crate::ops::{NOT_ROUTED, Plan};
+
+use super::{Cpu, row};
+
+pub(super) fn run(op: Plan<'_, Cpu>) {
+    let Plan { topk_ids, expert_map, plan } = op;
+    let num_experts = plan.num_experts;
+    let local_expert = |id: i32| -> Option<usize> {
+        let id = match expert_map {
+            Some(map) => *row(map, 0).get(usize::try_from(id).ok()?)?,
+            None => id,
+        };
+        usize::try_from(id).ok().filter(|&expert| expert < num_experts)
+    };
+    let assignments = || {
+        (0..topk_ids.layout().rows)
+            .flat_map(|token| row(topk_ids, token).iter().map(move |&id| (token, local_expert(id))))
+    };
+
+    plan.tokens_per_expert.fill(0);
+    for (_, expert) in assignments() {
+        if let Some(expert) = expert {
+            plan.tokens_per_expert[expert] += 1;
+        }
+    }
+
+    plan.expert_offsets[0] = 0;
+    for expert in 0..num_experts {
+        plan.expert_offsets[expert + 1] =
+            plan.expert_offsets[expert] + plan.tokens_per_expert[expert];
+    }
+
+    let mut next_row = plan.expert_offsets[..num_experts].to_vec();
+    for (assignment, (token, expert)) in assignments().enumerate() {
+        plan.row_of_assignment[assignment] = match expert {
+            None => NOT_ROUTED,
+            Some(expert) => {
+                let row = next_row[expert];
+                next_row[expert] += 1;
+                plan.token_of_row[row as usize] = token as u32;
+                row
+            }
+        };
+    }
+}

@@ -1,0 +1,40 @@
+//! Activation: between an expert's two products, as a stage of its own.
+//!
+//! The layer does not need it: the first grouped GEMM's epilogue computes it.
+
+use crate::config::ActivationFn;
+use crate::element::Float;
+use crate::error::Result;
+use crate::memory::{Matrix, MatrixMut, Memory};
+
+use super::RoutingPlan;
+
+/// `out[r, i] = act(z[r, i]) * z[r, I + i]` for `r < expert_offsets[E]`; later rows are left as
+/// they are.
+#[derive(Debug)]
+pub struct Activation<'a, M: Memory, T: Float> {
+    pub(crate) function: ActivationFn,
+    pub(crate) gate_up: Matrix<'a, M, T>,
+    pub(crate) plan: &'a RoutingPlan<M>,
+    pub(crate) out: MatrixMut<'a, M, T>,
+}
+
+impl<'a, M: Memory, T: Float> Activation<'a, M, T> {
+    /// `gate_up [R, 2I]`, gate first, and `out [R, I]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) and [`Error::Alignment`](crate::Error::Alignment).
+    pub fn new(
+        function: ActivationFn,
+        gate_up: Matrix<'a, M, T>,
+        plan: &'a RoutingPlan<M>,
+        out: MatrixMut<'a, M, T>,
+    ) -> Result<Self> {
+        let columns = out.layout().cols;
+        gate_up.layout().expect("gate_up", plan.num_assignments(), 2 * columns)?;
+        gate_up.layout().check_alignment::<T>("gate_up")?;
+        out.layout().expect("activation output", plan.num_assignments(), columns)?;
+        out.layout().check_alignment::<T>("activation output")?;
+        Ok(Self { function, gate_up, plan, out })
+    }
+}

@@ -1,0 +1,123 @@
+//! Plan: the order of assignments by expert, which every later stage shares.
+
+use crate::config::{MAX_EXPERTS, MAX_TOP_K};
+use crate::error::{Error, Result, checked_product};
+use crate::memory::{Buffer, Matrix, Memory};
+
+/// In [`RoutingPlan::row_of_assignment`]: the assignment has no row here.
+pub const NOT_ROUTED: u32 = u32::MAX;
+
+/// Which row each assignment has, expert by expert. All that stages share besides tensors.
+///
+/// ```text
+/// expert    0         1    2 (no token)  3
+/// rows    | 0  1  2 | 3  4 |           | 5  6  7 |      expert_offsets = [0, 3, 5, 5, 8]
+/// token     0  1  3   0  2               1  2  3        token_of_row
+/// ```
+///
+/// Within an expert, rows are in the order of their assignments. Maps read value_of_key.
+#[derive(Debug)]
+pub struct RoutingPlan<M: Memory> {
+    pub(crate) num_experts: usize,
+    pub(crate) num_tokens: usize,
+    pub(crate) top_k: usize,
+    /// `[E]`.
+    pub tokens_per_expert: M::Buffer<u32>,
+    /// `[E+1]`: expert e has the rows `expert_offsets[e]..expert_offsets[e + 1]`.
+    pub expert_offsets: M::Buffer<u32>,
+    /// `[R]`, of which the first `expert_offsets[E]` are meaningful.
+    #[doc(alias = "sorted_token_ids")]
+    pub token_of_row: M::Buffer<u32>,
+    /// `[T*K]`: [`NOT_ROUTED`] where the assignment has no row.
+    pub row_of_assignment: M::Buffer<u32>,
+}
+
+impl<M: Memory> RoutingPlan<M> {
+    /// A plan with room for `max_assignments` rows of `num_experts` experts.
+    ///
+    /// # Errors
+    /// [`Error::Value`] outside 1 to [`MAX_EXPERTS`] experts or from 2^31 assignments on,
+    /// [`Error::OutOfMemory`].
+    pub fn new(memory: &M, num_experts: usize, max_assignments: usize) -> Result<Self> {
+        if !(1..=MAX_EXPERTS).contains(&num_experts) {
+            return Err(Error::value("num_experts", num_experts, format!("1 to {MAX_EXPERTS}")));
+        }
+        if max_assignments >= 1 << 31 {
+            return Err(Error::value("max_assignments", max_assignments, "less than 2^31"));
+        }
+        Ok(Self {
+            num_experts,
+            num_tokens: 0,
+            top_k: 0,
+            tokens_per_expert: memory.allocate("tokens_per_expert", num_experts)?,
+            expert_offsets: memory.allocate("expert_offsets", num_experts + 1)?,
+            token_of_row: memory.allocate("token_of_row", max_assignments)?,
+            row_of_assignment: memory.allocate("row_of_assignment", max_assignments)?,
+        })
+    }
+
+    /// E.
+    pub fn num_experts(&self) -> usize {
+        self.num_experts
+    }
+
+    /// T of the routing that the plan was last made from.
+    pub fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+
+    /// R = T * K of the routing that the plan was last made from: an upper bound of
+    /// `expert_offsets[E]`, which lies in the backend's memory.
+    pub fn num_assignments(&self) -> usize {
+        self.num_tokens * self.top_k
+    }
+
+    pub(crate) fn bytes(num_experts: usize, max_assignments: usize) -> usize {
+        size_of::<u32>() * (2 * num_experts + 1 + 2 * max_assignments)
+    }
+}
+
+/// Histogram of the ids, their offsets, and a stable rank of each assignment.
+///
+/// ```text
+/// local[a]             = expert_map[ids[a]], or ids[a] without a map; none if outside 0..E
+/// tokens_per_expert[e] = #{a : local[a] = e}
+/// expert_offsets[e]    = sum_{j < e} tokens_per_expert[j]
+/// row_of_assignment[a] = expert_offsets[local[a]] + #{b < a : local[b] = local[a]}
+/// token_of_row[row_of_assignment[a]] = a / K
+/// ```
+#[derive(Debug)]
+pub struct Plan<'a, M: Memory> {
+    pub(crate) topk_ids: Matrix<'a, M, i32>,
+    pub(crate) expert_map: Option<Matrix<'a, M, i32>>,
+    pub(crate) plan: &'a mut RoutingPlan<M>,
+}
+
+impl<'a, M: Memory> Plan<'a, M> {
+    /// `topk_ids [T, K]`; `expert_map [1, E_global]` gives a global id's local one, or -1.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for more than [`MAX_TOP_K`] ids a token, [`Error::Shape`] for a map of
+    /// more than one row, [`Error::View`] if the plan has room for fewer assignments.
+    pub fn new(
+        topk_ids: Matrix<'a, M, i32>,
+        expert_map: Option<Matrix<'a, M, i32>>,
+        plan: &'a mut RoutingPlan<M>,
+    ) -> Result<Self> {
+        let layout = topk_ids.layout();
+        if !(1..=MAX_TOP_K).contains(&layout.cols) {
+            return Err(Error::value("top_k", layout.cols, format!("1 to {MAX_TOP_K}")));
+        }
+        if let Some(map) = &expert_map {
+            map.layout().expect("expert_map", 1, map.layout().cols)?;
+        }
+        let needed = checked_product("topk_ids", &[layout.rows, layout.cols])?;
+        let len = plan.token_of_row.len();
+        if needed > len {
+            return Err(Error::View { operand: "routing plan".to_owned(), needed, len });
+        }
+        plan.num_tokens = layout.rows;
+        plan.top_k = layout.cols;
+        Ok(Self { topk_ids, expert_map, plan })
+    }
+}
