@@ -5,7 +5,7 @@ use crate::config::MoeConfig;
 use crate::element::Float;
 use crate::error::{Error, Result};
 use crate::memory::{Matrix, Memory};
-use crate::ops::{Experts, GateWeight, Layer, LayerInput, Output, Workspace};
+use crate::ops::{ExpertShape, Experts, GateWeight, Layer, LayerInput, Output, Workspace};
 use crate::weights::{ExpertWeights, RouterWeights};
 
 /// A Mixture-of-Experts layer on backend `B` with weights in format `W`.
@@ -48,14 +48,9 @@ impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
     ) -> Result<Self> {
         config.validate()?;
         let (e, h) = (config.num_experts, config.hidden_size);
-        let given = experts.shape();
-        let expected = [e, h, config.intermediate_size];
-        if [given.num_experts, given.hidden_size, given.intermediate_size] != expected {
-            return Err(Error::shape(
-                "experts [E, H, I]",
-                expected,
-                [given.num_experts, given.hidden_size, given.intermediate_size],
-            ));
+        let (expected, given) = (ExpertShape::from(&config), experts.shape());
+        if given != expected {
+            return Err(Error::shape("experts [E, H, I]", expected.dims(), given.dims()));
         }
         let len = match &router {
             RouterWeights::F32(weight) => weight.len(),

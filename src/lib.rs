@@ -3,6 +3,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod backend;
+#[cfg(feature = "checkpoint")]
+pub mod checkpoint;
 pub mod config;
 #[cfg(feature = "cpu")]
 pub mod cpu;
@@ -14,6 +16,8 @@ pub mod ops;
 pub mod weights;
 
 pub use backend::Backend;
+#[cfg(feature = "checkpoint")]
+pub use checkpoint::Checkpoint;
 pub use config::MoeConfig;
 #[cfg(feature = "cpu")]
 pub use cpu::Cpu;

@@ -1,6 +1,6 @@
 //! Grouped GEMM: each expert's rows times that expert's weights.
 
-use crate::config::ActivationFn;
+use crate::config::{ActivationFn, MoeConfig};
 use crate::element::Float;
 use crate::error::Result;
 use crate::memory::{Matrix, MatrixMut, Memory};
@@ -16,6 +16,19 @@ pub struct ExpertShape {
     pub hidden_size: usize,
     /// I.
     pub intermediate_size: usize,
+}
+
+impl ExpertShape {
+    pub(crate) fn dims(self) -> [usize; 3] {
+        [self.num_experts, self.hidden_size, self.intermediate_size]
+    }
+}
+
+impl From<&MoeConfig> for ExpertShape {
+    fn from(config: &MoeConfig) -> Self {
+        let &MoeConfig { num_experts, hidden_size, intermediate_size, .. } = config;
+        Self { num_experts, hidden_size, intermediate_size }
+    }
 }
 
 /// What a grouped GEMM must know of the experts' weights, whatever their format and place.

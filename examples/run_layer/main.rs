@@ -1,0 +1,119 @@
+//! The crate's main job in one command: load a MoE layer, run it, check it.
+//!
+//! ```text
+//! cargo run --release --example run_layer                                  # the Mixtral fixture
+//! cargo run --release --example run_layer -- path/to/checkpoint --layer 3
+//! cargo run --release --example run_layer -- --model qwen3-30b-a3b --tokens 512 --repeat 10
+//! ```
+
+mod args;
+mod check;
+mod memory;
+mod report;
+#[path = "../../benches/shapes.rs"]
+mod shapes;
+mod source;
+#[path = "../../benches/synthetic.rs"]
+mod synthetic;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail, ensure};
+use clap::Parser;
+use half::{bf16, f16};
+use moe_kernels::element::Float;
+use moe_kernels::memory::{Matrix, MatrixMut, Memory};
+use moe_kernels::ops::{LayerInput, Output};
+use moe_kernels::{Cpu, MoeLayer};
+
+use args::{Args, BackendName, DTypeName, PathName};
+use check::{Check, Computed};
+use report::Report;
+use source::Source;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether every stored result is met.
+fn run(args: &Args) -> Result<bool> {
+    ensure!(args.repeat > 0, "--repeat 0: expected at least 1");
+    match args.backend {
+        BackendName::Auto | BackendName::Cpu => {}
+        BackendName::Cuda | BackendName::Emulator => {
+            let name = format!("{:?}", args.backend).to_lowercase();
+            if args.dtype == Some(DTypeName::F32) {
+                bail!("--dtype f32: the kernels of --backend {name} take bf16 and f16");
+            }
+            bail!("--backend {name} is not built in this version; built: cpu");
+        }
+    }
+    if args.path != PathName::Auto {
+        bail!("--path chooses among the kernels of cuda and emulator; the cpu backend has none");
+    }
+    match args.dtype.unwrap_or(DTypeName::F32) {
+        DTypeName::F32 => run_as::<f32>(args),
+        DTypeName::Bf16 => run_as::<bf16>(args),
+        DTypeName::F16 => run_as::<f16>(args),
+    }
+}
+
+fn run_as<T: Float>(args: &Args) -> Result<bool> {
+    let source = Source::open(args)?;
+    let config = source.config().clone();
+    let tokens = source.tokens::<T>(args.tokens)?;
+    memory::ensure_fits::<T>(&source, tokens.count)?;
+
+    let backend = Cpu;
+    let stream = ();
+    let (router, experts) = source.weights::<T>()?;
+    let layer = MoeLayer::new(backend, config.clone(), router, experts, &stream)?;
+    let mut workspace = layer.workspace(tokens.count)?;
+    let x = backend.buffer_from("hidden_states", &tokens.hidden_states, &stream)?;
+    let mut out = backend.allocate::<T>("output", tokens.hidden_states.len())?;
+
+    let input =
+        LayerInput::new(Matrix::contiguous("hidden_states", &x, tokens.count, config.hidden_size)?);
+    let warm_up = usize::from(args.repeat > 1);
+    let mut seconds = Vec::with_capacity(args.repeat);
+    for run in 0..args.repeat + warm_up {
+        let output = MatrixMut::contiguous("output", &mut out, tokens.count, config.hidden_size)?;
+        let start = Instant::now();
+        layer.forward(&input, Output::overwrite(output), &mut workspace, &stream)?;
+        if run >= warm_up {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+
+    let computed = Computed::download(&backend, &workspace, &out, &config, &stream)?;
+    let check = Check::new(&source, &computed, T::DTYPE, &config)?;
+    if let Some(path) = &args.save {
+        computed.save(path, &tokens.shape)?;
+    }
+    let report = Report {
+        family: source.family(),
+        backend: "cpu",
+        path: None,
+        dtype: T::DTYPE,
+        num_tokens: tokens.count,
+        config: &config,
+        weight_bytes: layer.weight_bytes(),
+        tokens_per_expert: &computed.tokens_per_expert,
+        seconds,
+        check: &check,
+    };
+    match args.json {
+        true => println!("{}", report.json()),
+        false => print!("{report}"),
+    }
+    Ok(check.passed())
+}

@@ -1,0 +1,48 @@
+//! Whether a layer fits, before anything of it is allocated.
+
+use std::fs;
+
+use anyhow::{Result, bail};
+use moe_kernels::Cpu;
+use moe_kernels::element::Float;
+use moe_kernels::ops::Workspace;
+
+use crate::source::Source;
+
+/// Refuses a layer that the machine's free memory cannot hold, or that the crate cannot run yet,
+/// with the bytes that it needs.
+pub fn ensure_fits<T: Float>(source: &Source, num_tokens: usize) -> Result<()> {
+    let config = source.config();
+    let element = T::DTYPE.size() as u64;
+    let weights = config.parameters() * element;
+    // While experts are repacked, the one at hand is there twice.
+    let packing = config.expert_parameters() * element;
+    let tokens = 2 * (num_tokens * config.hidden_size) as u64 * element;
+    let workspace = Workspace::<Cpu, T>::bytes(config, num_tokens)? as u64;
+    let needed = weights + packing + tokens + workspace;
+
+    let summary = format!(
+        "{} with {num_tokens} tokens in {} needs {needed} bytes ({:.1} GB, of which weights {:.1})",
+        source.family(),
+        T::DTYPE,
+        needed as f64 / 1e9,
+        weights as f64 / 1e9,
+    );
+    if let Some(missing) = source.missing() {
+        bail!("{summary}, and what this version lacks: {missing}");
+    }
+    if let Some(available) = available()
+        && needed > available
+    {
+        bail!("{summary}; the machine has {:.1} GB free", available as f64 / 1e9);
+    }
+    Ok(())
+}
+
+/// Bytes that can be allocated without swapping; known on Linux.
+fn available() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

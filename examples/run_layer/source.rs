@@ -1,0 +1,146 @@
+//! Where the layer and its tokens come from: a checkpoint, a fixture, or a named model's shape.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use moe_kernels::checkpoint::{Checkpoint, CheckpointLayer};
+use moe_kernels::config::{ModelConfig, MoeConfig};
+use moe_kernels::element::Float;
+use moe_kernels::ops::ExpertShape;
+use moe_kernels::weights::{DenseExperts, RouterWeights};
+use serde_json::Value;
+
+use crate::args::Args;
+use crate::shapes::{MODELS, NamedModel};
+use crate::synthetic;
+
+const DEFAULT_FIXTURE: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mixtral.safetensors");
+
+const DEFAULT_TOKENS: usize = 64;
+
+pub enum Source {
+    Stored { checkpoint: Checkpoint, family: &'static str, layer: CheckpointLayer },
+    Named { model: &'static NamedModel, config: MoeConfig },
+}
+
+/// The layer's input.
+pub struct Tokens<T> {
+    pub count: usize,
+    /// As stored: `[B, S, H]` or `[T, H]`.
+    pub shape: Vec<usize>,
+    pub hidden_states: Vec<T>,
+}
+
+impl Source {
+    pub fn open(args: &Args) -> Result<Self> {
+        if let Some(name) = &args.model {
+            let model = NamedModel::find(name).ok_or_else(|| {
+                let names: Vec<_> = MODELS.iter().map(|model| model.name).collect();
+                anyhow!("--model {name} is not known; known: {}", names.join(", "))
+            })?;
+            return Ok(Self::Named { model, config: model.config() });
+        }
+        let path = args.file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FIXTURE));
+        let checkpoint = Checkpoint::open(&path)?;
+        let model = match checkpoint.metadata("fixture") {
+            Some(header) => {
+                let header: Value = serde_json::from_str(header)
+                    .with_context(|| format!("{}: metadata \"fixture\"", path.display()))?;
+                ModelConfig::parse(&header["config"].to_string(), &[])
+            }
+            None => ModelConfig::parse(&checkpoint.config_json()?, &[]),
+        }?;
+        let family = model.family.name;
+        let layer = match args.layer {
+            Some(layer) => layer,
+            None => *checkpoint.moe_layers(model.family).first().ok_or_else(|| {
+                let names = &model.family.tensors;
+                let router = format!("{}{}", names.block, names.router);
+                anyhow!("{}: no tensor \"{router}\" (family {family})", path.display())
+            })?,
+        };
+        let layer = checkpoint.layer(&model, layer)?;
+        Ok(Self::Stored { checkpoint, family, layer })
+    }
+
+    pub fn config(&self) -> &MoeConfig {
+        match self {
+            Self::Stored { layer, .. } => layer.config(),
+            Self::Named { config, .. } => config,
+        }
+    }
+
+    pub fn family(&self) -> &'static str {
+        match self {
+            Self::Stored { family, .. } => family,
+            Self::Named { model, .. } => model.name,
+        }
+    }
+
+    /// What keeps a named model's layer from being run, if anything does.
+    pub fn missing(&self) -> Option<&'static str> {
+        match self {
+            Self::Stored { .. } => None,
+            Self::Named { model, .. } => model.missing,
+        }
+    }
+
+    /// A result that the file stores, as `fixture.<name>`.
+    pub fn expected(&self, name: &str) -> Result<Option<Vec<f64>>> {
+        let Self::Stored { checkpoint, .. } = self else { return Ok(None) };
+        let name = format!("fixture.{name}");
+        if !checkpoint.names().any(|stored| stored == name) {
+            return Ok(None);
+        }
+        Ok(Some(checkpoint.tensor(&name, "a stored result")?.read_f64()?))
+    }
+
+    /// The tokens that the file stores, or `requested` random ones.
+    pub fn tokens<T: Float>(&self, requested: Option<usize>) -> Result<Tokens<T>> {
+        const STORED: &str = "fixture.hidden_states";
+        let hidden_size = self.config().hidden_size;
+        if let Self::Stored { checkpoint, .. } = self
+            && checkpoint.names().any(|name| name == STORED)
+        {
+            if requested.is_some() {
+                bail!("--tokens: {} stores its own", checkpoint.path().display());
+            }
+            let tensor = checkpoint.tensor(STORED, "the layer's input")?;
+            let shape = tensor.shape().to_vec();
+            if shape.last() != Some(&hidden_size) {
+                bail!("{STORED}: expected shape [.., {hidden_size}], given {shape:?}");
+            }
+            let hidden_states: Vec<T> = tensor.read()?;
+            return Ok(Tokens { count: hidden_states.len() / hidden_size, shape, hidden_states });
+        }
+        let count = requested.unwrap_or(DEFAULT_TOKENS);
+        self.config().num_assignments(count)?;
+        let hidden_states = synthetic::values(synthetic::HIDDEN_STATES, 1.0, count * hidden_size);
+        Ok(Tokens { count, shape: vec![count, hidden_size], hidden_states })
+    }
+
+    /// The weights; the experts' are read, and the progress shown, when the backend asks.
+    pub fn weights<T: Float>(&self) -> Result<(RouterWeights<T>, DenseExperts<T>)> {
+        let config = self.config();
+        let (verb, router, experts) = match self {
+            Self::Stored { layer, .. } => ("loading", layer.router_weights()?, layer.experts()),
+            Self::Named { .. } => {
+                let experts = synthetic::Experts(ExpertShape::from(config));
+                let experts = DenseExperts::from_source(ExpertShape::from(config), experts);
+                ("making", synthetic::router(config), experts)
+            }
+        };
+        let matrices = 3 * config.num_experts as u64;
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {elapsed} ({eta})")?;
+        let bar = ProgressBar::new(matrices).with_style(style).with_message(verb);
+        let experts = experts.inspect(move |_, _| {
+            bar.inc(1);
+            if bar.position() == matrices {
+                bar.finish_and_clear();
+            }
+        });
+        Ok((router, experts))
+    }
+}

@@ -1,0 +1,181 @@
+//! One mapped safetensors file, and the tensors in it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use safetensors::tensor::Dtype;
+
+use crate::element::{DType, Float};
+use crate::error::{Error, Result};
+
+use super::io_error;
+
+/// A safetensors file in memory, with its header read and checked.
+#[derive(Debug)]
+pub(super) struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+    tensors: HashMap<String, Entry>,
+    metadata: HashMap<String, String>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+impl MappedFile {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|source| io_error(path, source))?;
+        let invalid = |reason: String| Error::File {
+            path: path.to_owned(),
+            reason: format!("not a safetensors file: {reason}"),
+        };
+        let metadata = file.metadata().map_err(|source| io_error(path, source))?;
+        if !metadata.is_file() {
+            return Err(invalid("not a regular file".to_owned()));
+        }
+        // SAFETY: the map is read-only and of a regular file, which `Checkpoint::open` asks its
+        // caller not to change while it is mapped.
+        #[expect(unsafe_code, reason = "memory-mapping a file")]
+        let map = unsafe { Mmap::map(&file) }.map_err(|source| io_error(path, source))?;
+
+        // Reading the tensors too, and not the header alone, checks that the file is whole.
+        SafeTensors::deserialize(&map).map_err(|error| invalid(error.to_string()))?;
+        let (header_len, header) =
+            SafeTensors::read_metadata(&map).map_err(|error| invalid(error.to_string()))?;
+        let data = size_of::<u64>() + header_len;
+        let tensors = header
+            .tensors()
+            .into_iter()
+            .map(|(name, info)| {
+                let (start, end) = info.data_offsets;
+                let bytes = data + start..data + end;
+                (name, Entry { dtype: info.dtype, shape: info.shape.clone(), bytes })
+            })
+            .collect();
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(Self { path: path.to_owned(), map, tensors, metadata })
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub(super) fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+}
+
+/// A tensor of a checkpoint. Its elements are read when they are asked for.
+#[derive(Clone, Debug)]
+pub struct StoredTensor {
+    file: Arc<MappedFile>,
+    name: String,
+    entry: Entry,
+}
+
+impl StoredTensor {
+    pub(super) fn find(file: &Arc<MappedFile>, name: &str) -> Option<Self> {
+        let entry = file.tensors.get(name)?.clone();
+        Some(Self { file: file.clone(), name: name.to_owned(), entry })
+    }
+
+    /// The tensor's name in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that holds the tensor.
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// The tensor's dimensions.
+    pub fn shape(&self) -> &[usize] {
+        &self.entry.shape
+    }
+
+    /// Whether the tensor is stored as `dtype`.
+    pub fn is(&self, dtype: DType) -> bool {
+        self.entry.dtype.to_string().eq_ignore_ascii_case(&dtype.to_string())
+    }
+
+    pub(super) fn expect_shape(&self, expected: &[usize]) -> Result<()> {
+        if self.shape() == expected {
+            return Ok(());
+        }
+        Err(Error::shape(&self.name, expected, self.shape()))
+    }
+
+    pub(super) fn expect_float(&self) -> Result<()> {
+        match self.entry.dtype {
+            Dtype::F32 | Dtype::BF16 | Dtype::F16 => Ok(()),
+            _ => Err(self.wrong_dtype("F32, BF16 or F16")),
+        }
+    }
+
+    /// The elements of a floating-point tensor, rounded to `T` where that is narrower.
+    ///
+    /// # Errors
+    /// [`Error::DType`] for other tensors, [`Error::Value`] for a finite value that would become
+    /// infinite.
+    pub fn read<T: Float>(&self) -> Result<Vec<T>> {
+        match self.entry.dtype {
+            Dtype::F32 => self.round(f32::from_le_bytes),
+            Dtype::BF16 => self.round(|bytes| Float::to_f32(bf16::from_le_bytes(bytes))),
+            Dtype::F16 => self.round(|bytes| f16::from_le_bytes(bytes).to_f32()),
+            _ => Err(self.wrong_dtype("F32, BF16 or F16")),
+        }
+    }
+
+    /// The elements as f64, of any type that f64 holds exactly (I64 up to 2^53).
+    ///
+    /// # Errors
+    /// [`Error::DType`].
+    pub fn read_f64(&self) -> Result<Vec<f64>> {
+        Ok(match self.entry.dtype {
+            Dtype::F64 => self.decode(f64::from_le_bytes),
+            Dtype::F32 => self.decode(|bytes| f64::from(f32::from_le_bytes(bytes))),
+            Dtype::BF16 => self.decode(|bytes| bf16::from_le_bytes(bytes).to_f64()),
+            Dtype::F16 => self.decode(|bytes| f16::from_le_bytes(bytes).to_f64()),
+            Dtype::I64 => self.decode(|bytes| i64::from_le_bytes(bytes) as f64),
+            Dtype::U8 => self.decode(|[byte]: [u8; 1]| f64::from(byte)),
+            _ => return Err(self.wrong_dtype("F64, F32, BF16, F16, I64 or U8")),
+        })
+    }
+
+    fn decode<const N: usize, U>(&self, element: impl Fn([u8; N]) -> U) -> Vec<U> {
+        let (elements, _) = self.file.map[self.entry.bytes.clone()].as_chunks::<N>();
+        elements.iter().map(|&bytes| element(bytes)).collect()
+    }
+
+    fn round<const N: usize, T: Float>(&self, element: impl Fn([u8; N]) -> f32) -> Result<Vec<T>> {
+        let overflow = |wide: f32| wide.is_finite() && !T::from_f32(wide).to_f32().is_finite();
+        // Only these types have a smaller range than f32 and, for f16, than bf16.
+        if T::DTYPE != DType::F32 && !self.is(T::DTYPE) {
+            let values = self.decode(&element);
+            if let Some(value) = values.into_iter().find(|&value| overflow(value)) {
+                let expected = format!("a value in the range of {}", T::DTYPE);
+                return Err(Error::value(&self.name, value, expected));
+            }
+        }
+        Ok(self.decode(|bytes| T::from_f32(element(bytes))))
+    }
+
+    fn wrong_dtype(&self, expected: &str) -> Error {
+        Error::DType {
+            tensor: self.name.clone(),
+            expected: expected.to_owned(),
+            given: self.entry.dtype.to_string(),
+        }
+    }
+}

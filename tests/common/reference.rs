@@ -1,0 +1,234 @@
+//! The truth: every stage as naive loops in f64, from its formula in `ops` and from nothing else.
+//!
+//! Stages that store rows take `store`, what a stored value becomes: the identity for the truth,
+//! rounding to a storage type for a plain implementation of that precision.
+
+use moe_kernels::MoeConfig;
+use moe_kernels::config::{ActivationFn, Renormalize, Scoring};
+
+/// What a stored value becomes.
+pub(crate) type Store<'a> = &'a dyn Fn(f64) -> f64;
+
+pub(crate) fn exact(value: f64) -> f64 {
+    value
+}
+
+/// `[T, E]`.
+pub(crate) fn logits(x: &[f64], gate: &[f64], hidden: usize, experts: usize) -> Vec<f64> {
+    assert_eq!(gate.len(), experts * hidden);
+    let mut logits = Vec::new();
+    for x in x.chunks(hidden) {
+        for gate in gate.chunks(hidden) {
+            logits.push(dot(x, gate));
+        }
+    }
+    logits
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// The `top_k` greatest of one token's logits: round after round the best that is left.
+pub(crate) fn select(logits: &[f64], top_k: usize) -> Vec<i32> {
+    let mut left: Vec<usize> = (0..logits.len()).collect();
+    let mut chosen = Vec::new();
+    for _ in 0..top_k {
+        let mut best = 0;
+        for candidate in 1..left.len() {
+            let (new, old) = (logits[left[candidate]], logits[left[best]]);
+            // Only something greater replaces a lower id, and any number replaces NaN.
+            if new > old || (old.is_nan() && !new.is_nan()) {
+                best = candidate;
+            }
+        }
+        chosen.push(left.remove(best) as i32);
+    }
+    chosen
+}
+
+/// The weights of one token's chosen experts.
+pub(crate) fn weights(config: &MoeConfig, logits: &[f64], ids: &[i32]) -> Vec<f64> {
+    let scores: Vec<f64> = match config.scoring {
+        Scoring::Softmax => {
+            let mut greatest = f64::NEG_INFINITY;
+            for &logit in logits {
+                if logit > greatest {
+                    greatest = logit;
+                }
+            }
+            let exps: Vec<f64> = logits.iter().map(|logit| (logit - greatest).exp()).collect();
+            let sum: f64 = exps.iter().sum();
+            exps.iter().map(|exp| exp / sum).collect()
+        }
+        Scoring::Sigmoid => logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect(),
+        ref other => panic!("the oracle does not know {other:?}"),
+    };
+    let chosen: Vec<f64> = ids.iter().map(|&id| scores[id as usize]).collect();
+    match config.renormalize {
+        Renormalize::None => chosen,
+        Renormalize::Sum => {
+            let sum: f64 = chosen.iter().sum();
+            chosen.iter().map(|score| score / sum).collect()
+        }
+        ref other => panic!("the oracle does not know {other:?}"),
+    }
+}
+
+/// What a router computes.
+#[derive(Clone, Debug)]
+pub(crate) struct Routing {
+    pub(crate) logits: Vec<f64>,
+    pub(crate) ids: Vec<i32>,
+    pub(crate) weights: Vec<f64>,
+}
+
+/// Ids and weights from logits.
+pub(crate) fn route(config: &MoeConfig, logits: Vec<f64>) -> Routing {
+    let (mut all_ids, mut all_weights) = (Vec::new(), Vec::new());
+    for logits in logits.chunks(config.num_experts) {
+        let ids = select(logits, config.top_k);
+        all_weights.extend(weights(config, logits, &ids));
+        all_ids.extend(ids);
+    }
+    Routing { logits, ids: all_ids, weights: all_weights }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) tokens_per_expert: Vec<u32>,
+    pub(crate) expert_offsets: Vec<u32>,
+    pub(crate) token_of_row: Vec<u32>,
+    pub(crate) row_of_assignment: Vec<u32>,
+}
+
+/// Expert after expert, the assignments that are its own.
+pub(crate) fn plan(ids: &[i32], top_k: usize, experts: usize, map: Option<&[i32]>) -> Plan {
+    let local: Vec<i64> = ids
+        .iter()
+        .map(|&id| match map {
+            None => i64::from(id),
+            Some(map) if id >= 0 && (id as usize) < map.len() => i64::from(map[id as usize]),
+            Some(_) => -1,
+        })
+        .collect();
+    let mut plan = Plan {
+        tokens_per_expert: vec![0; experts],
+        expert_offsets: vec![0],
+        token_of_row: Vec::new(),
+        row_of_assignment: vec![u32::MAX; ids.len()],
+    };
+    for expert in 0..experts {
+        for (assignment, &local) in local.iter().enumerate() {
+            if local == expert as i64 {
+                plan.tokens_per_expert[expert] += 1;
+                plan.row_of_assignment[assignment] = plan.token_of_row.len() as u32;
+                plan.token_of_row.push((assignment / top_k) as u32);
+            }
+        }
+        plan.expert_offsets.push(plan.token_of_row.len() as u32);
+    }
+    plan
+}
+
+/// `[rows, H]` in expert order: the rows that the plan uses, and no more.
+pub(crate) fn permute<T: Copy>(x: &[T], plan: &Plan, hidden: usize) -> Vec<T> {
+    let mut rows = Vec::new();
+    for &token in &plan.token_of_row {
+        rows.extend_from_slice(&x[token as usize * hidden..][..hidden]);
+    }
+    rows
+}
+
+/// `rows [rows, depth]` times each expert's `[columns, depth]`.
+pub(crate) fn grouped_gemm(
+    rows: &[f64],
+    plan: &Plan,
+    weights: &[f64],
+    depth: usize,
+    columns: usize,
+    store: Store<'_>,
+) -> Vec<f64> {
+    let mut out = Vec::new();
+    for expert in 0..plan.tokens_per_expert.len() {
+        let matrix = &weights[expert * columns * depth..][..columns * depth];
+        for row in plan.expert_offsets[expert]..plan.expert_offsets[expert + 1] {
+            let x = &rows[row as usize * depth..][..depth];
+            for column in matrix.chunks(depth) {
+                out.push(store(dot(x, column)));
+            }
+        }
+    }
+    out
+}
+
+pub(crate) fn activation(
+    function: ActivationFn,
+    gate: &[f64],
+    up: &[f64],
+    store: Store<'_>,
+) -> Vec<f64> {
+    assert_eq!(gate.len(), up.len());
+    let act = |g: f64| match function {
+        ActivationFn::SwiGlu => g / (1.0 + (-g).exp()),
+        ref other => panic!("the oracle does not know {other:?}"),
+    };
+    gate.iter().zip(up).map(|(&g, &u)| store(act(g) * u)).collect()
+}
+
+/// `[T, H]`: `before` plus, or nothing plus, each token's weighted rows.
+pub(crate) fn combine(
+    rows: &[f64],
+    weights: &[f64],
+    plan: &Plan,
+    hidden: usize,
+    top_k: usize,
+    before: Option<&[f64]>,
+    store: Store<'_>,
+) -> Vec<f64> {
+    let tokens = plan.row_of_assignment.len() / top_k;
+    let mut out = Vec::new();
+    for token in 0..tokens {
+        let assignments = token * top_k..(token + 1) * top_k;
+        for h in 0..hidden {
+            let mut sum = before.map_or(0.0, |before| before[token * hidden + h]);
+            for assignment in assignments.clone() {
+                let row = plan.row_of_assignment[assignment];
+                if row != u32::MAX {
+                    sum += weights[assignment] * rows[row as usize * hidden + h];
+                }
+            }
+            out.push(store(sum));
+        }
+    }
+    out
+}
+
+/// The experts' weights: gate and up `[E, I, H]`, down `[E, H, I]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Experts {
+    pub(crate) gate: Vec<f64>,
+    pub(crate) up: Vec<f64>,
+    pub(crate) down: Vec<f64>,
+}
+
+/// From tokens and their routing to the output.
+pub(crate) fn layer(
+    config: &MoeConfig,
+    x: &[f64],
+    routing: (&[i32], &[f64]),
+    experts: &Experts,
+    before: Option<&[f64]>,
+    store: Store<'_>,
+) -> Vec<f64> {
+    let (ids, weights) = routing;
+    let (h, i, k) = (config.hidden_size, config.intermediate_size, config.top_k);
+    let plan = plan(ids, k, config.num_experts, None);
+    let rows = permute(x, &plan, h);
+    let gate = grouped_gemm(&rows, &plan, &experts.gate, h, i, &exact);
+    let up = grouped_gemm(&rows, &plan, &experts.up, h, i, &exact);
+    let activated = activation(config.activation, &gate, &up, store);
+    let rows = grouped_gemm(&activated, &plan, &experts.down, i, h, store);
+    combine(&rows, weights, &plan, h, k, before, store)
+}
