@@ -55,10 +55,6 @@ pub const MODELS: &[NamedModel] = &[
 ];
 
 impl NamedModel {
-    pub fn find(name: &str) -> Option<&'static NamedModel> {
-        MODELS.iter().find(|model| model.name == name)
-    }
-
     /// The layer's configuration, without what is `missing`.
     pub fn config(&self) -> MoeConfig {
         let [hidden_size, intermediate_size, num_experts, top_k] = self.shape;

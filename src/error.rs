@@ -145,12 +145,12 @@ pub enum Error {
     },
 
     /// A file or folder could not be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
+        /// The system's error. Not a `source`: the message has it already.
+        error: std::io::Error,
     },
 
     /// A file is not what its name says.

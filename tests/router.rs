@@ -13,6 +13,10 @@ use moe_kernels::ops::{GateWeight, Router, RouterOutput};
 /// Outputs need no alignment.
 const ODD: Pad = Pad { offset: 3, gap: 5, tail: 1 };
 
+/// The bound on weights, half of what targets.md allows: an f32 sum of 1024 exponentials is 2e-6
+/// off when it is made one after the other.
+const WEIGHTS: f64 = 5e-6;
+
 enum Gate {
     F32(Vec<f32>),
     Model,
@@ -82,7 +86,13 @@ fn check(what: &str, config: &MoeConfig, given: &Routed, truth: &reference::Rout
     let MoeConfig { num_experts: e, top_k: k, .. } = *config;
     assert_exact(&format!("{what}: topk_ids"), &given.ids, &truth.ids, k);
     assert_close(&format!("{what}: router_logits"), &wide(&given.logits), &truth.logits, e, 1e-6);
-    assert_close(&format!("{what}: topk_weights"), &wide(&given.weights), &truth.weights, k, 2e-6);
+    assert_close(
+        &format!("{what}: topk_weights"),
+        &wide(&given.weights),
+        &truth.weights,
+        k,
+        WEIGHTS,
+    );
     check_choice(what, config, given);
 }
 
@@ -92,7 +102,7 @@ fn check_choice(what: &str, config: &MoeConfig, given: &Routed) {
     assert_exact(&format!("{what}: topk_ids of the computed logits"), &given.ids, &own.ids, k);
     let weights = wide(&given.weights);
     let what = format!("{what}: topk_weights of the computed logits");
-    assert_close(&what, &weights, &own.weights, k, 1e-6);
+    assert_close(&what, &weights, &own.weights, k, WEIGHTS);
 }
 
 fn every_case<B: Backend, T: Storage>(device: &Device<B>) {

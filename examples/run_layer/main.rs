@@ -70,23 +70,24 @@ fn run(args: &Args) -> Result<bool> {
 fn run_as<T: Float>(args: &Args) -> Result<bool> {
     let source = Source::open(args)?;
     let config = source.config().clone();
-    let tokens = source.tokens::<T>(args.tokens)?;
-    memory::ensure_fits::<T>(&source, tokens.count)?;
+    let shape = source.token_shape(args.tokens)?;
+    let num_tokens = shape[..shape.len() - 1].iter().product();
+    memory::ensure_fits::<T>(&source, num_tokens)?;
 
     let backend = Cpu;
     let stream = ();
     let (router, experts) = source.weights::<T>()?;
     let layer = MoeLayer::new(backend, config.clone(), router, experts, &stream)?;
-    let mut workspace = layer.workspace(tokens.count)?;
-    let x = backend.buffer_from("hidden_states", &tokens.hidden_states, &stream)?;
-    let mut out = backend.allocate::<T>("output", tokens.hidden_states.len())?;
+    let mut workspace = layer.workspace(num_tokens)?;
+    let x = backend.buffer_from("hidden_states", &source.tokens::<T>(&shape)?, &stream)?;
+    let mut out = backend.allocate::<T>("output", x.len())?;
 
     let input =
-        LayerInput::new(Matrix::contiguous("hidden_states", &x, tokens.count, config.hidden_size)?);
+        LayerInput::new(Matrix::contiguous("hidden_states", &x, num_tokens, config.hidden_size)?);
     let warm_up = usize::from(args.repeat > 1);
     let mut seconds = Vec::with_capacity(args.repeat);
     for run in 0..args.repeat + warm_up {
-        let output = MatrixMut::contiguous("output", &mut out, tokens.count, config.hidden_size)?;
+        let output = MatrixMut::contiguous("output", &mut out, num_tokens, config.hidden_size)?;
         let start = Instant::now();
         layer.forward(&input, Output::overwrite(output), &mut workspace, &stream)?;
         if run >= warm_up {
@@ -97,14 +98,14 @@ fn run_as<T: Float>(args: &Args) -> Result<bool> {
     let computed = Computed::download(&backend, &workspace, &out, &config, &stream)?;
     let check = Check::new(&source, &computed, T::DTYPE, &config)?;
     if let Some(path) = &args.save {
-        computed.save(path, &tokens.shape)?;
+        computed.save(path, &shape)?;
     }
     let report = Report {
         family: source.family(),
         backend: "cpu",
         path: None,
         dtype: T::DTYPE,
-        num_tokens: tokens.count,
+        num_tokens: num_tokens,
         config: &config,
         weight_bytes: layer.weight_bytes(),
         tokens_per_expert: &computed.tokens_per_expert,

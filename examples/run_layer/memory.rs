@@ -17,8 +17,9 @@ pub fn ensure_fits<T: Float>(source: &Source, num_tokens: usize) -> Result<()> {
     let weights = config.parameters() * element;
     // While experts are repacked, the one at hand is there twice.
     let packing = config.expert_parameters() * element;
-    let tokens = 2 * (num_tokens * config.hidden_size) as u64 * element;
+    // Checked first: it bounds the number of tokens.
     let workspace = Workspace::<Cpu, T>::bytes(config, num_tokens)? as u64;
+    let tokens = 2 * (num_tokens * config.hidden_size) as u64 * element;
     let needed = weights + packing + tokens + workspace;
 
     let summary = format!(

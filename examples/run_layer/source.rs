@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use moe_kernels::checkpoint::{Checkpoint, CheckpointLayer};
+use moe_kernels::checkpoint::{Checkpoint, CheckpointLayer, StoredTensor};
 use moe_kernels::config::{ModelConfig, MoeConfig};
 use moe_kernels::element::Float;
 use moe_kernels::ops::ExpertShape;
@@ -20,23 +20,17 @@ const DEFAULT_FIXTURE: &str =
 
 const DEFAULT_TOKENS: usize = 64;
 
+const STORED_TOKENS: &str = "fixture.hidden_states";
+
 pub enum Source {
     Stored { checkpoint: Checkpoint, family: &'static str, layer: CheckpointLayer },
     Named { model: &'static NamedModel, config: MoeConfig },
 }
 
-/// The layer's input.
-pub struct Tokens<T> {
-    pub count: usize,
-    /// As stored: `[B, S, H]` or `[T, H]`.
-    pub shape: Vec<usize>,
-    pub hidden_states: Vec<T>,
-}
-
 impl Source {
     pub fn open(args: &Args) -> Result<Self> {
         if let Some(name) = &args.model {
-            let model = NamedModel::find(name).ok_or_else(|| {
+            let model = MODELS.iter().find(|model| model.name == name).ok_or_else(|| {
                 let names: Vec<_> = MODELS.iter().map(|model| model.name).collect();
                 anyhow!("--model {name} is not known; known: {}", names.join(", "))
             })?;
@@ -97,28 +91,40 @@ impl Source {
         Ok(Some(checkpoint.tensor(&name, "a stored result")?.read_f64()?))
     }
 
-    /// The tokens that the file stores, or `requested` random ones.
-    pub fn tokens<T: Float>(&self, requested: Option<usize>) -> Result<Tokens<T>> {
-        const STORED: &str = "fixture.hidden_states";
+    /// Shape `[B, S, H]` or `[T, H]` of the tokens that the file stores, or of `requested` random
+    /// ones.
+    pub fn token_shape(&self, requested: Option<usize>) -> Result<Vec<usize>> {
         let hidden_size = self.config().hidden_size;
-        if let Self::Stored { checkpoint, .. } = self
-            && checkpoint.names().any(|name| name == STORED)
-        {
-            if requested.is_some() {
-                bail!("--tokens: {} stores its own", checkpoint.path().display());
-            }
-            let tensor = checkpoint.tensor(STORED, "the layer's input")?;
-            let shape = tensor.shape().to_vec();
-            if shape.last() != Some(&hidden_size) {
-                bail!("{STORED}: expected shape [.., {hidden_size}], given {shape:?}");
-            }
-            let hidden_states: Vec<T> = tensor.read()?;
-            return Ok(Tokens { count: hidden_states.len() / hidden_size, shape, hidden_states });
+        let Some(stored) = self.stored_tokens()? else {
+            return Ok(vec![requested.unwrap_or(DEFAULT_TOKENS), hidden_size]);
+        };
+        if requested.is_some() {
+            bail!("--tokens: {} stores its own", stored.path().display());
         }
-        let count = requested.unwrap_or(DEFAULT_TOKENS);
-        self.config().num_assignments(count)?;
-        let hidden_states = synthetic::values(synthetic::HIDDEN_STATES, 1.0, count * hidden_size);
-        Ok(Tokens { count, shape: vec![count, hidden_size], hidden_states })
+        let shape = stored.shape();
+        if shape.last() != Some(&hidden_size) {
+            bail!("{STORED_TOKENS}: expected shape [.., {hidden_size}], given {shape:?}");
+        }
+        Ok(shape.to_vec())
+    }
+
+    /// The tokens, row by row.
+    pub fn tokens<T: Float>(&self, shape: &[usize]) -> Result<Vec<T>> {
+        match self.stored_tokens()? {
+            Some(stored) => Ok(stored.read()?),
+            None => Ok(synthetic::values(synthetic::HIDDEN_STATES, 1.0, shape.iter().product())),
+        }
+    }
+
+    fn stored_tokens(&self) -> Result<Option<StoredTensor>> {
+        match self {
+            Self::Stored { checkpoint, .. }
+                if checkpoint.names().any(|name| name == STORED_TOKENS) =>
+            {
+                Ok(Some(checkpoint.tensor(STORED_TOKENS, "the layer's input")?))
+            }
+            _ => Ok(None),
+        }
     }
 
     /// The weights; the experts' are read, and the progress shown, when the backend asks.

@@ -56,7 +56,7 @@ impl Checkpoint {
     /// [`Error::Io`] and [`Error::File`] name the file.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let metadata = fs::metadata(path).map_err(|source| io_error(path, source))?;
+        let metadata = fs::metadata(path).map_err(|error| io_error(path, error))?;
         if !metadata.is_dir() {
             return Self::open_file(path, path);
         }
@@ -176,9 +176,9 @@ impl Checkpoint {
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|source| io_error(path, source))
+    fs::read_to_string(path).map_err(|error| io_error(path, error))
 }
 
-fn io_error(path: &Path, source: std::io::Error) -> Error {
-    Error::Io { path: path.to_owned(), source }
+fn io_error(path: &Path, error: std::io::Error) -> Error {
+    Error::Io { path: path.to_owned(), error }
 }

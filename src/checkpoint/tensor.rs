@@ -34,19 +34,19 @@ struct Entry {
 
 impl MappedFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|source| io_error(path, source))?;
+        let file = File::open(path).map_err(|error| io_error(path, error))?;
         let invalid = |reason: String| Error::File {
             path: path.to_owned(),
             reason: format!("not a safetensors file: {reason}"),
         };
-        let metadata = file.metadata().map_err(|source| io_error(path, source))?;
+        let metadata = file.metadata().map_err(|error| io_error(path, error))?;
         if !metadata.is_file() {
             return Err(invalid("not a regular file".to_owned()));
         }
         // SAFETY: the map is read-only and of a regular file, which `Checkpoint::open` asks its
         // caller not to change while it is mapped.
         #[expect(unsafe_code, reason = "memory-mapping a file")]
-        let map = unsafe { Mmap::map(&file) }.map_err(|source| io_error(path, source))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| io_error(path, error))?;
 
         // Reading the tensors too, and not the header alone, checks that the file is whole.
         SafeTensors::deserialize(&map).map_err(|error| invalid(error.to_string()))?;

@@ -17,7 +17,8 @@ pub struct Family {
 #[derive(Debug)]
 pub(super) struct ConfigKeys {
     pub(super) intermediate_size: &'static str,
-    pub(super) num_experts: &'static str,
+    /// Versions of transformers differ in which of these they write.
+    pub(super) num_experts: &'static [&'static str],
     pub(super) top_k: &'static str,
     pub(super) renormalize: RenormalizeRule,
     pub(super) layers: LayerRule,
@@ -72,6 +73,8 @@ pub enum ExpertNames {
 /// Weights of auxiliary losses and flags of what a model returns: training only.
 const LOSS_KEYS: [&str; 2] = ["router_aux_loss_coef", "output_router_logits"];
 
+const NUM_EXPERTS: &[&str] = &["num_experts", "num_local_experts"];
+
 const W1_W3_W2: ExpertNames = ExpertNames::PerExpert {
     gate: "experts.{expert}.w1.weight",
     up: "experts.{expert}.w3.weight",
@@ -90,7 +93,7 @@ pub const FAMILIES: &[Family] = &[
         name: "mixtral",
         keys: ConfigKeys {
             intermediate_size: "intermediate_size",
-            num_experts: "num_local_experts",
+            num_experts: NUM_EXPERTS,
             top_k: "num_experts_per_tok",
             renormalize: RenormalizeRule::Always,
             layers: LayerRule::All,
@@ -107,7 +110,7 @@ pub const FAMILIES: &[Family] = &[
         name: "qwen3_moe",
         keys: ConfigKeys {
             intermediate_size: "moe_intermediate_size",
-            num_experts: "num_experts",
+            num_experts: NUM_EXPERTS,
             top_k: "num_experts_per_tok",
             renormalize: RenormalizeRule::Key { name: "norm_topk_prob", default: false },
             layers: LayerRule::SparseStep,
@@ -123,7 +126,7 @@ pub const FAMILIES: &[Family] = &[
         name: "olmoe",
         keys: ConfigKeys {
             intermediate_size: "intermediate_size",
-            num_experts: "num_experts",
+            num_experts: NUM_EXPERTS,
             top_k: "num_experts_per_tok",
             renormalize: RenormalizeRule::Key { name: "norm_topk_prob", default: false },
             layers: LayerRule::All,

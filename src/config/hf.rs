@@ -63,7 +63,7 @@ impl ModelConfig {
         let mut moe = MoeConfig::new(
             keys.size("hidden_size")?,
             keys.size(rule.intermediate_size)?,
-            keys.size(rule.num_experts)?,
+            keys.size_of_any(rule.num_experts)?,
             keys.size(rule.top_k)?,
         );
         moe.scoring = Scoring::Softmax;
@@ -169,6 +169,25 @@ impl<'a> Keys<'a> {
         let family = self.family.name;
         self.optional_size(key)?
             .ok_or_else(|| Error::Config(format!("\"{key}\" is missing (family {family})")))
+    }
+
+    fn size_of_any(&mut self, names: &[&'static str]) -> Result<usize> {
+        let mut found = None;
+        for &name in names {
+            let Some(size) = self.optional_size(name)? else { continue };
+            match found {
+                Some((other, value)) if value != size => {
+                    return Err(Error::Config(format!(
+                        "\"{other}\" is {value}, but \"{name}\" is {size}"
+                    )));
+                }
+                _ => found = Some((name, size)),
+            }
+        }
+        let (names, family) = (names.join("\" or \""), self.family.name);
+        found
+            .map(|(_, size)| size)
+            .ok_or_else(|| Error::Config(format!("\"{names}\" is missing (family {family})")))
     }
 
     fn bool_or(&mut self, key: &'static str, default: bool) -> Result<bool> {

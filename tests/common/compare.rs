@@ -54,7 +54,8 @@ pub(crate) fn rel_l2(actual: &[f64], expected: &[f64], cols: usize) -> Result<f6
 }
 
 /// Relative L2 at most `bound`, over all elements; and no element off by more than `bound` times
-/// its own size plus four times its row's rms, so that one wrong element among many is found.
+/// its own size plus four times the rms of its row or of all, so that one wrong element among
+/// many is found.
 #[track_caller]
 pub(crate) fn assert_close(
     what: &str,
@@ -71,11 +72,15 @@ pub(crate) fn assert_close(
             worst(actual, expected, cols, |a, b| (a - b).abs())
         ),
     }
+    let rms = |values: &[f64]| {
+        let finite = values.iter().filter(|value| value.is_finite());
+        (finite.map(|value| value * value).sum::<f64>() / values.len() as f64).sqrt()
+    };
+    let rms_of_all = rms(expected);
     for (row, (actual, expected)) in
         actual.chunks(cols.max(1)).zip(expected.chunks(cols.max(1))).enumerate()
     {
-        let finite = expected.iter().filter(|value| value.is_finite());
-        let rms = (finite.map(|value| value * value).sum::<f64>() / cols as f64).sqrt();
+        let rms = rms(expected).max(rms_of_all);
         for (col, (a, b)) in actual.iter().zip(expected).enumerate() {
             let allowed = bound * (b.abs() + 4.0 * rms);
             assert!(

@@ -2,7 +2,7 @@
 //!
 //! A test file takes what it needs: `mod common; use common::*;`.
 
-#![allow(dead_code, unused_imports, reason = "each test binary uses a part")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "each test binary uses a part")]
 
 pub(crate) mod cases;
 pub(crate) mod compare;
@@ -130,6 +130,25 @@ pub(crate) fn bits<T: Bits>(values: &[T]) -> Vec<u32> {
 /// Rounds to what `T` stores.
 pub(crate) fn round<T: Storage>(value: f64) -> f64 {
     T::nearest(value).wide()
+}
+
+/// The bounds of targets.md for a matrix stored as `T`: on the error against the truth, and on
+/// that error relative to `plain`'s, a plain implementation of the same precision.
+#[track_caller]
+pub(crate) fn assert_within<T: Storage>(
+    what: &str,
+    given: &[f64],
+    truth: &[f64],
+    plain: &[f64],
+    cols: usize,
+) {
+    let what = format!("{what} {}", T::NAME);
+    let error = assert_close(&what, given, truth, cols, T::BOUND);
+    let plain = rel_l2(plain, truth, cols).unwrap();
+    assert!(
+        T::DTYPE == DType::F32 || error <= 2.0 * plain + 1e-6,
+        "{what}: relative L2 {error:.3e}, of a plain implementation {plain:.3e}"
+    );
 }
 
 /// A backend and a stream on it.

@@ -1,0 +1,192 @@
+//! The main job as a person or a script meets it: exit status, JSON, saved file, error lines.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// `cargo test` builds examples beside the folder of the test binaries.
+fn run_layer(args: &[&str]) -> Output {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.parent().and_then(Path::parent).unwrap();
+    let example =
+        folder.join("examples").join(format!("run_layer{}", std::env::consts::EXE_SUFFIX));
+    assert!(example.exists(), "build it first: cargo build --example run_layer");
+    Command::new(example).args(args).output().unwrap()
+}
+
+fn fixture(name: &str) -> String {
+    format!("{}/tests/fixtures/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn json(output: &Output) -> Value {
+    let text = std::str::from_utf8(&output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    serde_json::from_str(text).unwrap()
+}
+
+/// Exit status 2, one line on stderr that holds every part, and nothing on stdout.
+fn refused(args: &[&str], parts: &[&str]) {
+    let output = run_layer(args);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {text}");
+    assert!(output.stdout.is_empty());
+    assert!(text.starts_with("error: "), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    for part in parts {
+        assert!(text.contains(part), "\"{part}\" is not in {text}");
+    }
+}
+
+/// The mixtral fixture with one tensor's first value replaced.
+fn broken_fixture(folder: &TempDir, tensor: &str, value: f64) -> PathBuf {
+    let bytes = fs::read(fixture("mixtral.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let mut tensors: Vec<_> = file
+        .iter()
+        .map(|(name, view)| (name, view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+        .collect();
+    let (_, _, shape, data) = tensors.iter_mut().find(|(name, ..)| *name == tensor).unwrap();
+    match data.len() / shape.iter().product::<usize>() {
+        8 => data[..8].copy_from_slice(&value.to_le_bytes()),
+        _ => data[..4].copy_from_slice(&(value as f32).to_le_bytes()),
+    }
+    let views = tensors.iter().map(|(name, dtype, shape, data)| {
+        (*name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    let path = folder.path().join("broken.safetensors");
+    safetensors::serialize_to_file(views, header.metadata().clone(), &path).unwrap();
+    path
+}
+
+#[test]
+fn without_arguments_it_checks_the_mixtral_layer() {
+    let output = run_layer(&[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    for part in ["T 33, H 64, I 96, E 8, K 2", "147.97 k parameters, 591.87 kB", "exact", "passed"]
+    {
+        assert!(text.contains(part), "\"{part}\" is not in {text}");
+    }
+    // The busiest experts, 5 and 6, have full bars and 11 tokens.
+    assert!(text.contains(&format!("    5  {}  11\n", "█".repeat(40))), "{text}");
+}
+
+#[test]
+fn json_has_every_field_and_the_errors_are_small() {
+    for (family, dtype, bound) in [
+        ("mixtral", "f32", 1e-5),
+        ("qwen3_moe", "f32", 1e-5),
+        ("olmoe", "f32", 1e-5),
+        ("mixtral", "bf16", 1e-2),
+        ("qwen3_moe", "bf16", 1e-2),
+        ("olmoe", "f16", 1e-2),
+    ] {
+        let file = fixture(&format!("{family}.safetensors"));
+        let output = run_layer(&[&file, "--json", "--dtype", dtype]);
+        assert!(output.status.success());
+        let report = json(&output);
+        assert_eq!(report["family"], family);
+        assert_eq!(report["backend"], "cpu");
+        assert_eq!(report["dtype"], dtype);
+        assert_eq!(report["T"], 33);
+        assert_eq!(report["selection_exact"], true);
+        assert_eq!(report["kernels"], Value::Array(Vec::new()));
+        assert!(report["path"].is_null());
+        assert!(report["seconds"].as_f64().unwrap() > 0.0);
+        for error in ["output_rel_l2", "logits_rel_l2", "weights_rel_l2"] {
+            assert!(report[error].as_f64().unwrap() <= bound, "{family} {error}: {report}");
+        }
+        let tokens: u64 =
+            report["tokens_per_expert"].as_array().unwrap().iter().flat_map(Value::as_u64).sum();
+        assert_eq!(tokens, 33 * report["K"].as_u64().unwrap());
+    }
+}
+
+#[test]
+fn a_stored_result_that_is_not_met_exits_with_1() {
+    let folder = TempDir::new().unwrap();
+    for tensor in ["fixture.f64.output", "fixture.router_logits", "fixture.combine_weights"] {
+        for value in [f64::NAN, 1e3] {
+            let path = broken_fixture(&folder, tensor, value);
+            let output = run_layer(&[path.to_str().unwrap(), "--json"]);
+            assert_eq!(output.status.code(), Some(1), "{tensor} {value}");
+            json(&output);
+        }
+    }
+    let path = broken_fixture(&folder, "fixture.hidden_states", f64::NAN);
+    let output = run_layer(&[path.to_str().unwrap(), "--json"]);
+    assert_eq!(output.status.code(), Some(1), "NaN in the input");
+    assert!(json(&output)["output_rel_l2"].is_null());
+}
+
+#[test]
+fn save_writes_what_was_computed() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("saved.safetensors");
+    let output = run_layer(&[&fixture("olmoe.safetensors"), "--save", path.to_str().unwrap()]);
+    assert!(output.status.success());
+    let saved = fs::read(&path).unwrap();
+    let saved = SafeTensors::deserialize(&saved).unwrap();
+    let stored = fs::read(fixture("olmoe.safetensors")).unwrap();
+    let stored = SafeTensors::deserialize(&stored).unwrap();
+    for name in ["output", "router_logits", "selected", "combine_weights"] {
+        let (ours, theirs) =
+            (saved.tensor(name).unwrap(), stored.tensor(&format!("fixture.{name}")).unwrap());
+        assert_eq!((ours.dtype(), ours.shape()), (theirs.dtype(), theirs.shape()), "{name}");
+    }
+    assert_eq!(
+        saved.tensor("selected").unwrap().data(),
+        stored.tensor("fixture.selected").unwrap().data()
+    );
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing half-written is left");
+}
+
+#[test]
+fn a_checkpoint_folder_runs_any_layer_on_random_tokens() {
+    let folder = fixture("mixtral-checkpoint");
+    let output = run_layer(&[&folder, "--layer", "2", "--tokens", "7", "--json", "--repeat", "3"]);
+    assert!(output.status.success());
+    let report = json(&output);
+    assert_eq!(report["T"], 7);
+    assert!(report["output_rel_l2"].is_null() && report["selection_exact"].is_null());
+
+    let report = json(&run_layer(&[&folder, "--tokens", "0", "--json"]));
+    assert_eq!(report["tokens_per_expert"], serde_json::json!([0, 0, 0, 0, 0]));
+}
+
+#[test]
+fn bad_input_is_refused_in_one_line() {
+    refused(&["none.safetensors"], &["none.safetensors", "No such file"]);
+    refused(&["Cargo.toml"], &["Cargo.toml", "not a safetensors file"]);
+    refused(&["--backend", "cuda"], &["cuda", "not built"]);
+    refused(&["--backend", "emulator"], &["emulator", "not built"]);
+    refused(&["--backend", "cuda", "--dtype", "f32"], &["f32", "bf16", "f16"]);
+    refused(&["--path", "hopper"], &["--path", "cpu"]);
+    refused(&["--repeat", "0"], &["--repeat", "at least 1"]);
+    refused(&["--tokens", "3"], &["--tokens", "stores its own"]);
+    refused(&["--model", "gpt-5"], &["gpt-5", "mixtral-8x7b"]);
+    refused(&["--model", "deepseek-v3"], &["45303277572 bytes", "group-limited"]);
+    refused(
+        &["--model", "qwen3-30b-a3b", "--tokens", "99999999999999999"],
+        &["num_tokens * top_k", "less than 2^31"],
+    );
+    refused(
+        &["--model", "mixtral-8x7b", "--tokens", "100000000"],
+        &["mixtral-8x7b", "bytes", "GB free"],
+    );
+    refused(&[&fixture("mixtral-checkpoint"), "--layer", "3"], &["layer = 3", "less than 3"]);
+    refused(
+        &[&fixture("mixtral.safetensors"), "--layer", "1"],
+        &["model.layers.1.block_sparse_moe.gate.weight", "is missing"],
+    );
+    refused(
+        &[&fixture("mixtral.safetensors"), "--save", "/none/such/place.safetensors"],
+        &["--save /none/such/place.safetensors"],
+    );
+}
