@@ -1,4 +1,17 @@
 //! Kernels for sparse Mixture-of-Experts layers.
+//!
+//! A Mixture-of-Experts layer sends each token to K of E feed-forward networks and sums what they
+//! return. This crate runs it in seven stages:
+//!
+//! ```text
+//! hidden_states [T,H] -> router -> plan -> grouped GEMM 1 + activation -> grouped GEMM 2 -> combine
+//! ```
+//!
+//! - [`MoeLayer`] is the whole: a [`MoeConfig`], weights, and the [`Backend`] that runs them.
+//! - [`ops`] has each stage's contract, to be run by itself with a method of [`Backend`].
+//! - [`checkpoint`] reads layers from safetensors; [`config`] knows the families.
+//!
+//! The README shows a complete program.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -12,6 +25,7 @@ pub mod element;
 pub mod error;
 pub mod layer;
 pub mod memory;
+#[cfg_attr(not(feature = "cpu"), expect(dead_code, reason = "only backends read contracts"))]
 pub mod ops;
 pub mod weights;
 
@@ -23,3 +37,7 @@ pub use config::MoeConfig;
 pub use cpu::Cpu;
 pub use error::{Error, Result};
 pub use layer::MoeLayer;
+
+#[cfg(all(doctest, feature = "cpu", feature = "checkpoint"))]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

@@ -107,7 +107,7 @@ impl Layout {
             .ok_or_else(|| Error::Overflow { what: operand.to_owned() })
     }
 
-    fn check<T: Element>(&self, operand: &'static str, len: usize) -> Result<()> {
+    fn check(&self, operand: &'static str, len: usize) -> Result<()> {
         if self.rows > 1 && self.row_stride < self.cols {
             return Err(Error::value(
                 format!("{operand}: row stride"),
@@ -169,7 +169,7 @@ impl<'a, M: Memory, T: Element> Matrix<'a, M, T> {
     /// [`Error::View`] if the layout reaches past the buffer's end, [`Error::Value`] if rows
     /// overlap.
     pub fn new(operand: &'static str, buffer: &'a M::Buffer<T>, layout: Layout) -> Result<Self> {
-        layout.check::<T>(operand, buffer.len())?;
+        layout.check(operand, buffer.len())?;
         Ok(Self { buffer, layout })
     }
 
@@ -219,7 +219,7 @@ impl<'a, M: Memory, T: Element> MatrixMut<'a, M, T> {
         buffer: &'a mut M::Buffer<T>,
         layout: Layout,
     ) -> Result<Self> {
-        layout.check::<T>(operand, buffer.len())?;
+        layout.check(operand, buffer.len())?;
         Ok(Self { buffer, layout })
     }
 

@@ -105,7 +105,7 @@ fn run_as<T: Float>(args: &Args) -> Result<bool> {
         backend: "cpu",
         path: None,
         dtype: T::DTYPE,
-        num_tokens: num_tokens,
+        num_tokens,
         config: &config,
         weight_bytes: layer.weight_bytes(),
         tokens_per_expert: &computed.tokens_per_expert,
