@@ -189,6 +189,38 @@ fn a_sum_is_rounded_once() {
     for_each_storage!(T => rounded_once::<T>());
 }
 
+/// Sums are made in the order of k, from what the output held: another order gives another sum.
+#[test]
+fn a_sum_is_made_in_the_order_of_k() {
+    let great = 2f32.powi(26);
+    for (values, before, expected) in [
+        ([great, 1.0, -great], 0.0, 0.0),
+        ([great, -great, 1.0], 0.0, 1.0),
+        ([1.0, great, -great], 0.0, 0.0),
+        ([-great, 1.0, 1.0], great, 2.0),
+        ([1.0, 1.0, -great], great, 0.0),
+    ] {
+        // Rows are in expert order: the reverse of the order of k.
+        let ids = [2, 1, 0];
+        let rows: Vec<f32> = values.iter().rev().flat_map(|&value| [value; 8]).collect();
+        let input = Input {
+            ids: &ids,
+            top_k: 3,
+            experts: 3,
+            weights: &[1.0; 3],
+            rows: &rows,
+            before: &[before; 8],
+            hidden: 8,
+        };
+        let given = run(&cpu(), &input, Write::Accumulate, TIGHT);
+        assert_exact(&format!("{values:?} onto {before}"), &given, &[expected; 8], 8);
+        if before == 0.0 {
+            let given = run(&cpu(), &input, Write::Overwrite, TIGHT);
+            assert_exact(&format!("{values:?}"), &given, &[expected; 8], 8);
+        }
+    }
+}
+
 #[test]
 fn one_tokens_fault_touches_no_other() {
     let (h, k) = (24, 2);

@@ -6,6 +6,7 @@
 mod activation;
 mod combine;
 
+#[expect(unsafe_code, reason = "SIMD micro-kernels and the slices that they read")]
 mod gemm;
 mod grouped_gemm;
 mod permute;
@@ -71,12 +72,12 @@ impl Memory for Cpu {
     fn allocate<T: Element>(&self, what: &str, len: usize) -> Result<CpuBuffer<T>> {
         let overflow = || Error::Overflow { what: what.to_owned() };
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(overflow)?;
-        let mut elements = Vec::new();
-        elements
+        // Asked for first, because `vec!` aborts on failure; made by `vec!`, because its zeros are
+        // the system's untouched pages, which cost nothing until they are used.
+        Vec::<T>::new()
             .try_reserve_exact(len)
             .map_err(|_| Error::OutOfMemory { what: what.to_owned(), bytes })?;
-        elements.resize(len, T::default());
-        Ok(CpuBuffer(elements))
+        Ok(CpuBuffer(vec![T::default(); len]))
     }
 
     fn upload<T: Element>(&self, from: &[T], to: &mut CpuBuffer<T>, (): &()) -> Result<()> {

@@ -7,7 +7,7 @@ use crate::element::Float;
 use crate::memory::Matrix;
 use crate::ops::{GateWeight, Router, RouterOutput};
 
-use super::gemm::{PackedMatrix, multiply};
+use super::gemm::{PackedMatrix, PackedRows, multiply};
 use super::{Cpu, row, rows_mut};
 
 /// Tokens of one task: enough to use the packed gate well, few enough to share out.
@@ -57,14 +57,12 @@ fn compute_logits<T: Float>(
     gate: &PackedMatrix<f32>,
     logits: &mut [&mut [f32]],
 ) {
-    let hidden_size = hidden_states.layout().cols;
     let num_experts = gate.n();
-    let mut x = vec![0.0; logits.len() * hidden_size];
-    for (index, x) in x.chunks_exact_mut(hidden_size).enumerate() {
-        T::widen(row(hidden_states, first_token + index), x);
-    }
+    let mut x = PackedRows::default();
+    let tokens = first_token..first_token + logits.len();
+    x.pack(hidden_states.layout().cols, tokens.map(|token| row(hidden_states, token)));
     let mut sums = vec![0.0; logits.len() * num_experts];
-    multiply(&x, logits.len(), gate, 0..num_experts, &mut sums);
+    multiply(&x, gate, 0..num_experts, &mut sums);
     for (logits, sums) in logits.iter_mut().zip(sums.chunks_exact(num_experts)) {
         logits.copy_from_slice(sums);
     }

@@ -6,10 +6,12 @@
 
 pub(crate) mod cases;
 pub(crate) mod compare;
+pub(crate) mod forward;
 pub(crate) mod reference;
 
 pub(crate) use cases::*;
 pub(crate) use compare::*;
+pub(crate) use forward::*;
 
 use half::{bf16, f16};
 use moe_kernels::backend::Backend;
@@ -20,7 +22,8 @@ use moe_kernels::weights::DenseExperts;
 
 /// An element whose bits can be compared, NaN included.
 pub(crate) trait Bits: Element {
-    /// Fills what must be neither read nor written.
+    /// Fills what must be neither read nor written. Of floats, a signalling NaN: it spreads through
+    /// arithmetic, and comes out of it quiet, so that no result has its bits.
     const POISON: Self;
 
     fn bits(self) -> u32;
@@ -40,7 +43,7 @@ pub(crate) trait Storage: Float + Bits {
 }
 
 impl Bits for f32 {
-    const POISON: Self = f32::from_bits(0x7fc0_dead);
+    const POISON: Self = f32::from_bits(0x7f80_dead);
 
     fn bits(self) -> u32 {
         self.to_bits()
@@ -48,7 +51,7 @@ impl Bits for f32 {
 }
 
 impl Bits for bf16 {
-    const POISON: Self = bf16::from_bits(0x7fed);
+    const POISON: Self = bf16::from_bits(0x7f8d);
 
     fn bits(self) -> u32 {
         self.to_bits().into()
@@ -56,7 +59,7 @@ impl Bits for bf16 {
 }
 
 impl Bits for f16 {
-    const POISON: Self = f16::from_bits(0x7fed);
+    const POISON: Self = f16::from_bits(0x7ced);
 
     fn bits(self) -> u32 {
         self.to_bits().into()

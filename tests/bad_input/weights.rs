@@ -1,0 +1,132 @@
+//! Weights that backends prepare.
+
+use std::borrow::Cow;
+
+use crate::common::*;
+use half::bf16;
+use moe_kernels::backend::Backend;
+use moe_kernels::config::GateUpLayout;
+use moe_kernels::cpu::CpuBuffer;
+use moe_kernels::memory::{Matrix, MatrixMut};
+use moe_kernels::ops::{ExpertShape, Gather, GroupedGemm};
+use moe_kernels::weights::{DenseExperts, ExpertMatrix, ExpertSource, RouterWeights};
+use moe_kernels::{Cpu, Error, MoeConfig, MoeLayer, Result};
+
+use crate::{ROOM, SHAPE, SWIGLU, ones, plan_of};
+
+#[test]
+fn stacked_experts_of_other_lengths() {
+    let of = |shape, gate_up: usize, down: usize| {
+        DenseExperts::stacked(
+            shape,
+            GateUpLayout::GateFirst,
+            vec![0.0f32; gate_up],
+            vec![0.0; down],
+        )
+    };
+    of(SHAPE, 768, 384).unwrap();
+    refused!(of(SHAPE, 767, 384), Error::Shape { .. }, "gate_up", "[768]", "[767]");
+    refused!(of(SHAPE, 384, 384), Error::Shape { .. }, "gate_up", "[768]", "[384]");
+    refused!(of(SHAPE, 768, 0), Error::Shape { .. }, "down", "[384]", "[0]");
+    for shape in [
+        ExpertShape { num_experts: 3, hidden_size: usize::MAX, intermediate_size: 16 },
+        ExpertShape { num_experts: usize::MAX, hidden_size: 8, intermediate_size: 16 },
+        ExpertShape { num_experts: 1 << 40, hidden_size: 1 << 12, intermediate_size: 1 << 12 },
+    ] {
+        refused!(of(shape, 768, 384), Error::Overflow { .. }, "overflow");
+    }
+}
+
+/// An expert that there is not.
+#[test]
+fn an_expert_past_the_last() {
+    for matrix in [ExpertMatrix::Gate, ExpertMatrix::Up, ExpertMatrix::Down] {
+        assert_eq!(ones(SHAPE).read(2, matrix).unwrap().len(), 128);
+        refused!(ones(SHAPE).read(3, matrix), Error::Value { .. }, "expert", "3");
+    }
+}
+
+/// Reads what it is told to.
+struct Source(fn(usize, ExpertMatrix) -> Result<Vec<bf16>>);
+
+impl ExpertSource<bf16> for Source {
+    fn read(&self, expert: usize, matrix: ExpertMatrix) -> Result<Cow<'_, [bf16]>> {
+        (self.0)(expert, matrix).map(Cow::Owned)
+    }
+}
+
+#[test]
+fn sources_that_fail() {
+    let short = Source(|expert, matrix| {
+        let short = expert == 1 && matrix == ExpertMatrix::Up;
+        Ok(vec![bf16::ONE; if short { 127 } else { 128 }])
+    });
+    refused!(
+        Cpu.prepare(DenseExperts::from_source(SHAPE, short)),
+        Error::Shape { .. },
+        "up_proj of expert 1",
+        "[128]",
+        "[127]"
+    );
+    let missing = || {
+        Source(|expert, matrix| match (expert, matrix) {
+            (2, ExpertMatrix::Down) => Err(Error::MissingTensor {
+                path: "model.safetensors".into(),
+                tensor: "experts.2.w2".to_owned(),
+                expected: "[8, 16]".to_owned(),
+            }),
+            _ => Ok(vec![bf16::ONE; 128]),
+        })
+    };
+    refused!(
+        Cpu.prepare(DenseExperts::from_source(SHAPE, missing())),
+        Error::MissingTensor { .. },
+        "model.safetensors",
+        "experts.2.w2",
+        "[8, 16]"
+    );
+    refused!(
+        MoeLayer::new(
+            Cpu,
+            MoeConfig::new(8, 16, 3, 1),
+            RouterWeights::F32(vec![0.0; 24]),
+            DenseExperts::from_source(SHAPE, missing()),
+            &(),
+        ),
+        Error::MissingTensor { .. },
+        "experts.2.w2"
+    );
+}
+
+/// A source can claim any shape.
+#[test]
+fn experts_of_a_shape_that_overflows() {
+    for hidden_size in [usize::MAX, 1 << 61] {
+        let huge = ExpertShape { num_experts: 1, hidden_size, intermediate_size: 16 };
+        let source = Source(|_, _| Ok(vec![]));
+        refused!(
+            Cpu.prepare(DenseExperts::from_source(huge, source)),
+            Error::Overflow { .. } | Error::Value { .. } | Error::Shape { .. },
+            "expert"
+        );
+    }
+}
+
+/// Experts of width 0 hold nothing: refused somewhere, or an empty product.
+#[test]
+fn experts_without_width() {
+    for (hidden_size, intermediate_size) in [(8, 0), (0, 8)] {
+        let shape = ExpertShape { num_experts: 3, hidden_size, intermediate_size };
+        let stacked = DenseExperts::<bf16>::stacked(shape, GateUpLayout::GateFirst, vec![], vec![]);
+        let Ok(experts) = stacked.and_then(|experts| Cpu.prepare(experts)) else { continue };
+        let plan = plan_of(4, 2, 3);
+        let x = CpuBuffer::from(vec![bf16::ONE; ROOM]);
+        let mut out = CpuBuffer::from(vec![bf16::ZERO; ROOM]);
+        let x = Matrix::contiguous("x", &x, 4, hidden_size).unwrap();
+        let out = MatrixMut::contiguous("out", &mut out, 8, intermediate_size).unwrap();
+        let op = GroupedGemm::gate_up((x, Gather::TokenOfRow), &plan, &experts, SWIGLU, out);
+        if let Ok(op) = op {
+            Cpu.grouped_gemm::<DenseExperts<bf16>>(op, &()).unwrap();
+        }
+    }
+}
