@@ -61,7 +61,8 @@ fn bench_model<T: Float>(criterion: &mut Criterion, model: &NamedModel, name: &s
     let experts = DenseExperts::from_source(
         ExpertShape::from(&config),
         synthetic::Experts(ExpertShape::from(&config)),
-    );
+    )
+    .expect("a named model's shape is valid");
     let layer = MoeLayer::new(Cpu, config.clone(), synthetic::router(&config), experts, &())
         .expect("a named model's layer is valid");
     let most = TOKENS.into_iter().max().unwrap_or(1).max(TURNS);
@@ -133,7 +134,8 @@ fn check_first_token<T: Float>(
     forward(layer, x, 0, 1, &mut out, workspace);
 
     let shape = ExpertShape::from(config);
-    let weights = DenseExperts::<T>::from_source(shape, synthetic::Experts(shape));
+    let weights = DenseExperts::<T>::from_source(shape, synthetic::Experts(shape))
+        .expect("a named model's shape is valid");
     let product = |expert: usize, matrix: ExpertMatrix, x: &[f64]| -> Vec<f64> {
         let rows = weights.read(expert, matrix).expect("synthetic weights can be read");
         let dot = |row: &[T]| row.iter().zip(x).map(|(w, x)| f64::from(w.to_f32()) * x).sum();

@@ -4,13 +4,22 @@ use crate::element::Float;
 use crate::error::Result;
 use crate::memory::{Matrix, MatrixMut, Memory};
 use crate::ops::{
-    Activation, Combine, Epilogue, Experts, Gather, GroupedGemm, Layer, Permute, Plan, Router,
+    Activation, Combine, Epilogue, Experts, Gate, Gather, GroupedGemm, Layer, Permute, Plan, Router,
 };
-use crate::weights::ExpertWeights;
+use crate::weights::{ExpertWeights, RouterWeights};
 
 pub(crate) mod sealed {
     pub trait Sealed {}
 }
+
+/// [`Layer`] with weights in format `W`, as backend `B` prepares them.
+pub type LayerOf<'a, B, W> = Layer<
+    'a,
+    B,
+    <W as ExpertWeights>::Element,
+    <B as Backend>::Gate<<W as ExpertWeights>::Element>,
+    <B as Backend>::Experts<W>,
+>;
 
 /// A place where the stages run. Contracts are checked when they are made ([`crate::ops`]); a
 /// backend only executes them, in the order of the stream.
@@ -20,20 +29,43 @@ pub trait Backend: Memory + sealed::Sealed {
     /// The backend's name, as `run_layer --backend` takes it.
     const NAME: &'static str;
 
+    /// A router's weight in the place and layout that this backend's router reads.
+    type Gate<T: Float>: Gate;
+
     /// Experts' weights in the place and layout that this backend's grouped GEMM reads.
     type Experts<W: ExpertWeights>: Experts;
+
+    /// Puts a router's weight `[num_experts, hidden_size]` where [`Backend::router`] reads it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`](crate::Error::Shape) if it has another number of elements, and
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    fn prepare_gate<T: Float>(
+        &self,
+        shape: [usize; 2],
+        weights: RouterWeights<T>,
+        stream: &Self::Stream,
+    ) -> Result<Self::Gate<T>>;
 
     /// Puts weights where [`Backend::grouped_gemm`] reads them.
     ///
     /// # Errors
     /// The errors of the weights' source, and [`Error::OutOfMemory`](crate::Error::OutOfMemory).
-    fn prepare<W: ExpertWeights>(&self, weights: W) -> Result<Self::Experts<W>>;
+    fn prepare<W: ExpertWeights>(
+        &self,
+        weights: W,
+        stream: &Self::Stream,
+    ) -> Result<Self::Experts<W>>;
 
     /// Router: logits, top-k ids and weights.
     ///
     /// # Errors
     /// Failures of the device; contracts have been checked.
-    fn router<T: Float>(&self, op: Router<'_, Self, T>, stream: &Self::Stream) -> Result<()>;
+    fn router<T: Float>(
+        &self,
+        op: Router<'_, Self, T, Self::Gate<T>>,
+        stream: &Self::Stream,
+    ) -> Result<()>;
 
     /// Plan: the order of assignments by expert.
     ///
@@ -79,7 +111,7 @@ pub trait Backend: Memory + sealed::Sealed {
     /// As [`Backend::router`].
     fn layer<W: ExpertWeights>(
         &self,
-        op: Layer<'_, Self, W::Element, Self::Experts<W>>,
+        op: LayerOf<'_, Self, W>,
         stream: &Self::Stream,
     ) -> Result<()> {
         let Layer { config, input, gate, experts, output, workspace } = op;

@@ -2,10 +2,8 @@
 
 use crate::backend::Backend;
 use crate::config::MoeConfig;
-use crate::element::Float;
 use crate::error::{Error, Result};
-use crate::memory::{Matrix, Memory};
-use crate::ops::{ExpertShape, Experts, GateWeight, Layer, LayerInput, Output, Workspace};
+use crate::ops::{ExpertShape, Experts, Gate, Layer, LayerInput, Output, Workspace};
 use crate::weights::{ExpertWeights, RouterWeights};
 
 /// A Mixture-of-Experts layer on backend `B` with weights in format `W`.
@@ -15,13 +13,8 @@ use crate::weights::{ExpertWeights, RouterWeights};
 pub struct MoeLayer<B: Backend, W: ExpertWeights> {
     backend: B,
     config: MoeConfig,
-    gate: Gate<B, W::Element>,
+    gate: B::Gate<W::Element>,
     experts: B::Experts<W>,
-}
-
-enum Gate<M: Memory, T: Float> {
-    F32(M::Buffer<f32>),
-    Model(M::Buffer<T>),
 }
 
 impl<B: Backend, W: ExpertWeights> std::fmt::Debug for MoeLayer<B, W> {
@@ -47,25 +40,13 @@ impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
         stream: &B::Stream,
     ) -> Result<Self> {
         config.validate()?;
-        let (e, h) = (config.num_experts, config.hidden_size);
         let (expected, given) = (ExpertShape::from(&config), experts.shape());
         if given != expected {
             return Err(Error::shape("experts [E, H, I]", expected.dims(), given.dims()));
         }
-        let len = match &router {
-            RouterWeights::F32(weight) => weight.len(),
-            RouterWeights::Model(weight) => weight.len(),
-        };
-        if len != e * h {
-            return Err(Error::shape("router weight", [e * h], [len]));
-        }
-        let gate = match router {
-            RouterWeights::F32(w) => Gate::F32(backend.buffer_from("router weight", &w, stream)?),
-            RouterWeights::Model(w) => {
-                Gate::Model(backend.buffer_from("router weight", &w, stream)?)
-            }
-        };
-        let experts = backend.prepare(experts)?;
+        let gate_shape = [config.num_experts, config.hidden_size];
+        let gate = backend.prepare_gate(gate_shape, router, stream)?;
+        let experts = backend.prepare(experts, stream)?;
         Ok(Self { backend, config, gate, experts })
     }
 
@@ -81,12 +62,7 @@ impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
 
     /// Bytes of the weights as the backend holds them.
     pub fn weight_bytes(&self) -> usize {
-        let elements = self.config.num_experts * self.config.hidden_size;
-        let gate = match &self.gate {
-            Gate::F32(_) => elements * size_of::<f32>(),
-            Gate::Model(_) => elements * size_of::<W::Element>(),
-        };
-        gate + self.experts.bytes()
+        self.gate.bytes() + self.experts.bytes()
     }
 
     /// A workspace for inputs of up to `max_tokens` tokens.
@@ -109,12 +85,7 @@ impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
         workspace: &mut Workspace<B, W::Element>,
         stream: &B::Stream,
     ) -> Result<()> {
-        let (e, h) = (self.config.num_experts, self.config.hidden_size);
-        let gate = match &self.gate {
-            Gate::F32(w) => GateWeight::F32(Matrix::contiguous("router weight", w, e, h)?),
-            Gate::Model(w) => GateWeight::Model(Matrix::contiguous("router weight", w, e, h)?),
-        };
-        let op = Layer::new(&self.config, input, gate, &self.experts, output, workspace)?;
+        let op = Layer::new(&self.config, input, &self.gate, &self.experts, output, workspace)?;
         self.backend.layer::<W>(op, stream)
     }
 }

@@ -126,7 +126,7 @@ impl Layout {
     pub(crate) fn check_alignment<T: Element>(&self, operand: &str) -> Result<()> {
         let parts = [("row", self.cols), ("row stride", self.row_stride), ("offset", self.offset)];
         for (what, elements) in parts {
-            if !(elements * T::DTYPE.size()).is_multiple_of(ROW_ALIGNMENT) {
+            if !elements.is_multiple_of(ROW_ALIGNMENT / T::DTYPE.size()) {
                 let operand = operand.to_owned();
                 return Err(Error::Alignment { operand, what, elements, dtype: T::DTYPE });
             }

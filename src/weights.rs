@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::config::GateUpLayout;
+use crate::config::{GateUpLayout, check_sizes};
 use crate::element::Float;
 use crate::error::{Error, Result, checked_product};
 use crate::ops::ExpertShape;
@@ -116,15 +116,21 @@ impl<T: Float> ExpertWeights for DenseExperts<T> {
 
 impl<T: Float> DenseExperts<T> {
     /// Experts that `source` reads.
-    pub fn from_source(shape: ExpertShape, source: impl ExpertSource<T> + 'static) -> Self {
-        Self { shape, source: Box::new(source) }
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a shape that no [`MoeConfig`](crate::MoeConfig) can have.
+    pub fn from_source(shape: ExpertShape, source: impl ExpertSource<T> + 'static) -> Result<Self> {
+        let ExpertShape { num_experts, hidden_size, intermediate_size } = shape;
+        check_sizes(num_experts, hidden_size, intermediate_size)?;
+        Ok(Self { shape, source: Box::new(source) })
     }
 
     /// Experts stacked in two arrays: `gate_up [E, 2I, H]` with the rows of gate and up in the
     /// order of `layout`, and `down [E, H, I]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] if a length disagrees with `shape`.
+    /// [`Error::Shape`] if a length disagrees with `shape`, and as
+    /// [`DenseExperts::from_source`].
     pub fn stacked(
         shape: ExpertShape,
         layout: GateUpLayout,
@@ -139,19 +145,25 @@ impl<T: Float> DenseExperts<T> {
                 return Err(Error::shape(operand, [expected], [given]));
             }
         }
-        Ok(Self::from_source(shape, Stacked { shape, layout, gate_up, down }))
+        Self::from_source(shape, Stacked { shape, layout, gate_up, down })
     }
 
     /// Calls `hook` before each matrix is read: for progress bars and logs.
     pub fn inspect(self, hook: impl Fn(usize, ExpertMatrix) + Send + Sync + 'static) -> Self {
-        Self::from_source(self.shape, Inspected { source: self.source, hook })
+        let source = Box::new(Inspected { source: self.source, hook });
+        Self { shape: self.shape, source }
     }
 
     /// The matrix's elements, row by row.
     ///
     /// # Errors
-    /// The source's own, and [`Error::Shape`] if it reads another number of elements.
+    /// The source's own, [`Error::Value`] for an expert that does not exist, and
+    /// [`Error::Shape`] if the source reads another number of elements.
     pub fn read(&self, expert: usize, matrix: ExpertMatrix) -> Result<Cow<'_, [T]>> {
+        if expert >= self.shape.num_experts {
+            let expected = format!("less than {}", self.shape.num_experts);
+            return Err(Error::value("expert", expert, expected));
+        }
         let elements = self.source.read(expert, matrix)?;
         let [rows, columns] = matrix.dims(self.shape);
         if elements.len() != rows * columns {

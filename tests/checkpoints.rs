@@ -40,7 +40,8 @@ fn run<T: Float>(
     let x: Vec<T> = stored.tensor("fixture.hidden_states", "").unwrap().read().unwrap();
     let num_tokens = x.len() / config.hidden_size;
     let router = layer.router_weights().unwrap();
-    let layer = MoeLayer::new(Cpu, config.clone(), router, layer.experts::<T>(), &()).unwrap();
+    let layer =
+        MoeLayer::new(Cpu, config.clone(), router, layer.experts::<T>().unwrap(), &()).unwrap();
     let mut workspace = layer.workspace(num_tokens).unwrap();
     let x = Cpu.buffer_from("x", &x, &()).unwrap();
     let mut out = Cpu.allocate::<T>("out", x.len()).unwrap();
@@ -250,7 +251,7 @@ fn a_value_beyond_the_range_of_f16_is_named() {
     let layer = checkpoint.layer(&ModelConfig::parse(CONFIG, &[]).unwrap(), 0).unwrap();
     let make = |config| {
         let router = layer.router_weights::<f16>().unwrap();
-        MoeLayer::new(Cpu, config, router, layer.experts::<f16>(), &()).map(|_| ())
+        MoeLayer::new(Cpu, config, router, layer.experts::<f16>()?, &()).map(|_| ())
     };
     assert_eq!(
         make(layer.config().clone()).unwrap_err().to_string(),
@@ -320,7 +321,7 @@ fn f32_router_weights_are_not_rounded() {
     let tokens: Vec<bf16> = stored.tensor("fixture.hidden_states", "").unwrap().read().unwrap();
     let router = layer.router_weights().unwrap();
     let config = layer.config().clone();
-    let layer = MoeLayer::new(Cpu, config, router, layer.experts::<bf16>(), &()).unwrap();
+    let layer = MoeLayer::new(Cpu, config, router, layer.experts::<bf16>().unwrap(), &()).unwrap();
     let mut workspace = layer.workspace(33).unwrap();
     let x = Cpu.buffer_from("x", &tokens, &()).unwrap();
     let mut out = Cpu.allocate::<bf16>("out", x.len()).unwrap();

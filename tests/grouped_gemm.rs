@@ -27,7 +27,10 @@ struct Bench<B: Backend, T: Storage> {
 impl<B: Backend, T: Storage> Bench<B, T> {
     fn new(device: Device<B>, case: &Case, data: &Data<T>, ids: Vec<i32>) -> Self {
         let shape = case.shape();
-        let experts = device.backend.prepare(data.dense(shape, GateUpLayout::GateFirst)).unwrap();
+        let experts = device
+            .backend
+            .prepare(data.dense(shape, GateUpLayout::GateFirst), &device.stream)
+            .unwrap();
         assert_eq!(experts.shape(), shape);
         let top_k = case.config.top_k;
         let plan = reference::plan(&ids, top_k, shape.num_experts, None);
@@ -205,7 +208,11 @@ fn layouts<T: Storage>() {
         let ids = data.routing(&case.config).ids;
         let of = |layout| {
             let mut bench = Bench::new(cpu(), &case, &data, ids.clone());
-            bench.experts = bench.device.backend.prepare(data.dense(bench.shape, layout)).unwrap();
+            bench.experts = bench
+                .device
+                .backend
+                .prepare(data.dense(bench.shape, layout), &bench.device.stream)
+                .unwrap();
             bits(&bench.gate_up(&data.x, Gather::TokenOfRow, SWIGLU))
         };
         let gate_first = of(GateUpLayout::GateFirst);

@@ -7,7 +7,7 @@ mod common;
 use common::*;
 use moe_kernels::backend::Backend;
 use moe_kernels::config::{MAX_EXPERTS, MAX_TOP_K};
-use moe_kernels::memory::{Matrix, Memory};
+use moe_kernels::memory::Matrix;
 use moe_kernels::ops::{NOT_ROUTED, Plan, RoutingPlan};
 
 /// Plans `ids [T, K]` into `plan`.
@@ -177,11 +177,13 @@ fn no_token() {
 fn rows_past_the_last_offset_stay_as_they_are() {
     let device = cpu();
     let mut plan = RoutingPlan::new(&device.backend, 4, 12).unwrap();
-    device.backend.upload(&[u32::POISON; 12], &mut plan.token_of_row, &device.stream).unwrap();
+    // Every token but the first has the same expert: rows 1 to 5 get 1, 1, 2, 2 and then some.
+    run(&device, &[0, 3, 3, 3, 3, 3], 2, None, TIGHT, &mut plan);
+    assert_eq!(device.get(plan.token_of_row())[..6], [0, 0, 1, 1, 2, 2]);
     run(&device, &[0, -1, -1, 3, -1, 2], 2, None, TIGHT, &mut plan);
-    let tokens = device.get(&plan.token_of_row);
+    let tokens = device.get(plan.token_of_row());
     assert_eq!(tokens[..3], [0, 2, 1]);
-    assert_eq!(tokens[3..], [u32::POISON; 9]);
+    assert_eq!(tokens[3..], [1, 2, 2, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]

@@ -8,7 +8,8 @@ use common::*;
 use moe_kernels::backend::Backend;
 use moe_kernels::config::{MAX_EXPERTS, MAX_TOP_K, MoeConfig, Renormalize, Scoring};
 use moe_kernels::memory::{Matrix, MatrixMut};
-use moe_kernels::ops::{GateWeight, Router, RouterOutput};
+use moe_kernels::ops::{Router, RouterOutput};
+use moe_kernels::weights::RouterWeights;
 
 /// Outputs need no alignment.
 const ODD: Pad = Pad { offset: 3, gap: 5, tail: 1 };
@@ -59,19 +60,13 @@ fn run<B: Backend, T: Storage>(
         topk_ids: MatrixMut::new("ids", &mut ids_buffer, ids.layout).unwrap(),
         topk_weights: MatrixMut::new("weights", &mut weights_buffer, weights.layout).unwrap(),
     };
-    let model_gate = Placed::new(gate.0, e, h, pad);
-    let model_buffer = model_gate.put(device);
-    let wide_gate = match gate.1 {
-        Gate::F32(gate) => Placed::new(&gate, e, h, pad),
-        Gate::Model => Placed::new(&[], 0, h, pad),
+    let weights_of_gate = match gate.1 {
+        Gate::F32(gate) => RouterWeights::F32(gate),
+        Gate::Model => RouterWeights::Model(gate.0.to_vec()),
     };
-    let wide_buffer = wide_gate.put(device);
-    let gate = match wide_gate.layout.rows {
-        0 => GateWeight::Model(Matrix::new("gate", &model_buffer, model_gate.layout).unwrap()),
-        _ => GateWeight::F32(Matrix::new("gate", &wide_buffer, wide_gate.layout).unwrap()),
-    };
+    let gate = device.backend.prepare_gate([e, h], weights_of_gate, &device.stream).unwrap();
     let x = Matrix::new("x", &x_buffer, x.layout).unwrap();
-    let op = Router::new(config, x, gate, output).unwrap();
+    let op = Router::new(config, x, &gate, output).unwrap();
     device.backend.router(op, &device.stream).unwrap();
     Routed {
         logits: logits.take("router_logits", device, &logits_buffer),

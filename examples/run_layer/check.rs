@@ -45,7 +45,7 @@ impl Computed {
         let mut weights = vec![0.0; num_tokens * top_k];
         backend.download(routing.topk_weights.buffer(), &mut weights, stream)?;
         let mut tokens_per_expert = vec![0; num_experts];
-        backend.download(&workspace.plan().tokens_per_expert, &mut tokens_per_expert, stream)?;
+        backend.download(workspace.plan().tokens_per_expert(), &mut tokens_per_expert, stream)?;
 
         let mut selected = vec![0; router_logits.len()];
         let mut combine_weights = vec![0.0; router_logits.len()];

@@ -131,10 +131,10 @@ impl Source {
     pub fn weights<T: Float>(&self) -> Result<(RouterWeights<T>, DenseExperts<T>)> {
         let config = self.config();
         let (verb, router, experts) = match self {
-            Self::Stored { layer, .. } => ("loading", layer.router_weights()?, layer.experts()),
+            Self::Stored { layer, .. } => ("loading", layer.router_weights()?, layer.experts()?),
             Self::Named { .. } => {
                 let experts = synthetic::Experts(ExpertShape::from(config));
-                let experts = DenseExperts::from_source(ExpertShape::from(config), experts);
+                let experts = DenseExperts::from_source(ExpertShape::from(config), experts)?;
                 ("making", synthetic::router(config), experts)
             }
         };

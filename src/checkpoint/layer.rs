@@ -80,7 +80,10 @@ impl CheckpointLayer {
     }
 
     /// The experts' weights, to be read one matrix at a time.
-    pub fn experts<T: Float>(&self) -> DenseExperts<T> {
+    ///
+    /// # Errors
+    /// As [`DenseExperts::from_source`].
+    pub fn experts<T: Float>(&self) -> Result<DenseExperts<T>> {
         DenseExperts::from_source(ExpertShape::from(&self.config), PerExpert(self.experts.clone()))
     }
 }

@@ -102,7 +102,7 @@ impl ModelConfig {
         {
             return Err(Error::value("layer", layer, format!("less than {layers}")));
         }
-        if self.dense_layers.contains(&layer) || !(layer + 1).is_multiple_of(self.sparse_step) {
+        if self.dense_layers.contains(&layer) || layer % self.sparse_step != self.sparse_step - 1 {
             return Err(Error::value(
                 "layer",
                 layer,

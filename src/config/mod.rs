@@ -59,6 +59,23 @@ pub enum GateUpLayout {
     Interleaved,
 }
 
+/// Checks E, H and I by themselves. The bound on H and I keeps a layer's bytes within 64 bits.
+pub(crate) fn check_sizes(
+    num_experts: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+) -> Result<()> {
+    for (name, size) in [("hidden_size", hidden_size), ("intermediate_size", intermediate_size)] {
+        if size == 0 || !size.is_multiple_of(8) || size > 1 << 24 {
+            return Err(Error::value(name, size, "a positive multiple of 8, at most 2^24"));
+        }
+    }
+    if !(1..=MAX_EXPERTS).contains(&num_experts) {
+        return Err(Error::value("num_experts", num_experts, format!("1 to {MAX_EXPERTS}")));
+    }
+    Ok(())
+}
+
 /// A Mixture-of-Experts layer's shape and rules.
 ///
 /// ```
@@ -73,9 +90,9 @@ pub enum GateUpLayout {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct MoeConfig {
-    /// H: the width of a token; a multiple of 8.
+    /// H: the width of a token; a multiple of 8, at most 2^24.
     pub hidden_size: usize,
-    /// I: the width between an expert's two matrix products; a multiple of 8.
+    /// I: the width between an expert's two matrix products; a multiple of 8, at most 2^24.
     pub intermediate_size: usize,
     /// E: 1 to [`MAX_EXPERTS`].
     pub num_experts: usize,
@@ -116,21 +133,7 @@ impl MoeConfig {
     /// # Errors
     /// [`Error::Value`] names the field.
     pub fn validate(&self) -> Result<()> {
-        for (name, size) in
-            [("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size)]
-        {
-            // The upper bound keeps every row index and stride of a tile in 32 bits.
-            if size == 0 || !size.is_multiple_of(8) || size > 1 << 30 {
-                return Err(Error::value(name, size, "a positive multiple of 8, at most 2^30"));
-            }
-        }
-        if !(1..=MAX_EXPERTS).contains(&self.num_experts) {
-            return Err(Error::value(
-                "num_experts",
-                self.num_experts,
-                format!("1 to {MAX_EXPERTS}"),
-            ));
-        }
+        check_sizes(self.num_experts, self.hidden_size, self.intermediate_size)?;
         let most = self.num_experts.min(MAX_TOP_K);
         if !(1..=most).contains(&self.top_k) {
             return Err(Error::value(

@@ -67,10 +67,6 @@ impl<T: Float> PackedMatrix<T> {
         Self { n, k, steps: (0..panels * k).into_par_iter().map(step).collect() }
     }
 
-    pub(crate) fn n(&self) -> usize {
-        self.n
-    }
-
     pub(crate) fn bytes(&self) -> usize {
         size_of_val(&*self.steps)
     }

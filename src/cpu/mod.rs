@@ -14,6 +14,7 @@ mod plan;
 mod router;
 
 pub use grouped_gemm::PackedExperts;
+pub use router::PackedGate;
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -23,7 +24,7 @@ use crate::element::{Element, Float};
 use crate::error::{Error, Result};
 use crate::memory::{Buffer, Layout, Matrix, MatrixMut, Memory};
 use crate::ops::{Activation, Combine, GroupedGemm, Permute, Plan, Router};
-use crate::weights::{ExpertWeights, Format};
+use crate::weights::{ExpertWeights, Format, RouterWeights};
 
 /// The CPU, through rayon's global pool. Its stream is `()`: work is done when a call returns.
 #[derive(Clone, Copy, Debug, Default)]
@@ -103,15 +104,25 @@ impl sealed::Sealed for Cpu {}
 impl Backend for Cpu {
     const NAME: &'static str = "cpu";
 
+    type Gate<T: Float> = PackedGate<T>;
     type Experts<W: ExpertWeights> = PackedExperts<W::Element>;
 
-    fn prepare<W: ExpertWeights>(&self, weights: W) -> Result<PackedExperts<W::Element>> {
+    fn prepare_gate<T: Float>(
+        &self,
+        shape: [usize; 2],
+        weights: RouterWeights<T>,
+        (): &(),
+    ) -> Result<PackedGate<T>> {
+        PackedGate::pack(shape, &weights)
+    }
+
+    fn prepare<W: ExpertWeights>(&self, weights: W, (): &()) -> Result<PackedExperts<W::Element>> {
         match weights.into_format() {
             Format::Dense(experts) => PackedExperts::pack(&experts),
         }
     }
 
-    fn router<T: Float>(&self, op: Router<'_, Self, T>, (): &()) -> Result<()> {
+    fn router<T: Float>(&self, op: Router<'_, Self, T, PackedGate<T>>, (): &()) -> Result<()> {
         router::run(op);
         Ok(())
     }

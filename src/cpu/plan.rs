@@ -5,7 +5,7 @@ use crate::ops::{NOT_ROUTED, Plan};
 use super::{Cpu, row};
 
 pub(super) fn run(op: Plan<'_, Cpu>) {
-    let Plan { topk_ids, expert_map, plan } = op;
+    let Plan { topk_ids, expert_map, plan } = op.begin();
     let num_experts = plan.num_experts;
     let local_expert = |id: i32| -> Option<usize> {
         let id = match expert_map {

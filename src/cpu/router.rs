@@ -4,8 +4,10 @@ use rayon::prelude::*;
 
 use crate::config::{MAX_TOP_K, MoeConfig, Renormalize, Scoring};
 use crate::element::Float;
+use crate::error::{Error, Result, checked_product};
 use crate::memory::Matrix;
-use crate::ops::{GateWeight, Router, RouterOutput};
+use crate::ops::{Gate, Router, RouterOutput};
+use crate::weights::RouterWeights;
 
 use super::gemm::{PackedMatrix, PackedRows, multiply};
 use super::{Cpu, row, rows_mut};
@@ -13,15 +15,52 @@ use super::{Cpu, row, rows_mut};
 /// Tokens of one task: enough to use the packed gate well, few enough to share out.
 const TOKENS_PER_TASK: usize = 32;
 
-pub(super) fn run<T: Float>(op: Router<'_, Cpu, T>) {
-    let Router { config, hidden_states, gate, output } = op;
-    if hidden_states.layout().rows == 0 {
-        return;
+/// A router's weight, repacked once for the micro-kernel.
+#[derive(Debug)]
+pub struct PackedGate<T> {
+    shape: [usize; 2],
+    weight: Weight<T>,
+}
+
+#[derive(Debug)]
+enum Weight<T> {
+    F32(PackedMatrix<f32>),
+    Model(PackedMatrix<T>),
+}
+
+impl<T: Float> PackedGate<T> {
+    pub(super) fn pack(shape: [usize; 2], weights: &RouterWeights<T>) -> Result<Self> {
+        let weight = match weights {
+            RouterWeights::F32(elements) => Weight::F32(pack_gate(shape, elements)?),
+            RouterWeights::Model(elements) => Weight::Model(pack_gate(shape, elements)?),
+        };
+        Ok(Self { shape, weight })
     }
-    let gate = match gate {
-        GateWeight::F32(weight) => pack_gate(weight),
-        GateWeight::Model(weight) => pack_gate(weight),
-    };
+}
+
+fn pack_gate<T: Float>([n, k]: [usize; 2], elements: &[T]) -> Result<PackedMatrix<T>> {
+    let expected = checked_product("router weight", &[n, k])?;
+    if elements.len() != expected {
+        return Err(Error::shape("router weight", [expected], [elements.len()]));
+    }
+    Ok(PackedMatrix::pack(n, k, |expert| &elements[expert * k..][..k]))
+}
+
+impl<T: Float> Gate for PackedGate<T> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.weight {
+            Weight::F32(weight) => weight.bytes(),
+            Weight::Model(weight) => weight.bytes(),
+        }
+    }
+}
+
+pub(super) fn run<T: Float>(op: Router<'_, Cpu, T, PackedGate<T>>) {
+    let Router { config, hidden_states, gate, output } = op;
     let RouterOutput { router_logits, topk_ids, topk_weights } = output;
     let mut logits = rows_mut(router_logits);
     let mut ids = rows_mut(topk_ids);
@@ -33,7 +72,7 @@ pub(super) fn run<T: Float>(op: Router<'_, Cpu, T>) {
         .enumerate()
         .for_each(|(task, ((logits, ids), weights))| {
             let first_token = task * TOKENS_PER_TASK;
-            compute_logits(hidden_states, first_token, &gate, logits);
+            compute_logits(hidden_states, first_token, gate, logits);
             for ((logits, ids), weights) in logits.iter().zip(ids).zip(weights) {
                 choose(logits, ids);
                 weigh(config, logits, ids, weights);
@@ -41,28 +80,21 @@ pub(super) fn run<T: Float>(op: Router<'_, Cpu, T>) {
         });
 }
 
-fn pack_gate<T: Float>(weight: Matrix<'_, Cpu, T>) -> PackedMatrix<f32> {
-    let layout = weight.layout();
-    let wide: Vec<f32> = (0..layout.rows)
-        .flat_map(|expert| row(weight, expert).iter().map(|value| value.to_f32()))
-        .collect();
-    PackedMatrix::pack(layout.rows, layout.cols, |expert| {
-        &wide[expert * layout.cols..][..layout.cols]
-    })
-}
-
 fn compute_logits<T: Float>(
     hidden_states: Matrix<'_, Cpu, T>,
     first_token: usize,
-    gate: &PackedMatrix<f32>,
+    gate: &PackedGate<T>,
     logits: &mut [&mut [f32]],
 ) {
-    let num_experts = gate.n();
+    let [num_experts, _] = gate.shape;
     let mut x = PackedRows::default();
     let tokens = first_token..first_token + logits.len();
     x.pack(hidden_states.layout().cols, tokens.map(|token| row(hidden_states, token)));
     let mut sums = vec![0.0; logits.len() * num_experts];
-    multiply(&x, gate, 0..num_experts, &mut sums);
+    match &gate.weight {
+        Weight::F32(weight) => multiply(&x, weight, 0..num_experts, &mut sums),
+        Weight::Model(weight) => multiply(&x, weight, 0..num_experts, &mut sums),
+    }
     for (logits, sums) in logits.iter_mut().zip(sums.chunks_exact(num_experts)) {
         logits.copy_from_slice(sums);
     }
@@ -94,14 +126,15 @@ fn weigh(config: &MoeConfig, logits: &[f32], ids: &[i32], weights: &mut [f32]) {
     match config.scoring {
         Scoring::Softmax => {
             let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f32 = logits.iter().map(|logit| (logit - max).exp()).sum();
+            // In f64: a thousand terms added one by one in f32 would lose three of its bits.
+            let sum: f64 = logits.iter().map(|logit| f64::from((logit - max).exp())).sum();
             for (weight, logit) in weights.iter_mut().zip(chosen) {
-                *weight = (logit - max).exp() / sum;
+                *weight = (logit - max).exp() / sum as f32;
             }
         }
         Scoring::Sigmoid => {
             for (weight, logit) in weights.iter_mut().zip(chosen) {
-                *weight = 1.0 / (1.0 + (-logit).exp());
+                *weight = sigmoid(logit);
             }
         }
     }
@@ -111,5 +144,16 @@ fn weigh(config: &MoeConfig, logits: &[f32], ids: &[i32], weights: &mut [f32]) {
             let sum: f32 = weights.iter().sum();
             weights.iter_mut().for_each(|weight| *weight /= sum);
         }
+    }
+}
+
+/// `1 / (1 + exp(-x))`. Where `exp(-x)` would overflow, the quotient is taken the other way
+/// around: it is tiny there, but not 0, which renormalisation would divide by.
+fn sigmoid(x: f32) -> f32 {
+    if x < 0.0 {
+        let exp = x.exp();
+        exp / (1.0 + exp)
+    } else {
+        1.0 / (1.0 + (-x).exp())
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::config::ActivationFn;
 use crate::element::Float;
-use crate::error::Result;
+use crate::error::{Result, checked_product};
 use crate::memory::{Matrix, MatrixMut, Memory};
 
 use super::RoutingPlan;
@@ -31,7 +31,8 @@ impl<'a, M: Memory, T: Float> Activation<'a, M, T> {
         out: MatrixMut<'a, M, T>,
     ) -> Result<Self> {
         let columns = out.layout().cols;
-        gate_up.layout().expect("gate_up", plan.num_assignments(), 2 * columns)?;
+        let gate_up_columns = checked_product("gate_up", &[2, columns])?;
+        gate_up.layout().expect("gate_up", plan.num_assignments(), gate_up_columns)?;
         gate_up.layout().check_alignment::<T>("gate_up")?;
         out.layout().expect("activation output", plan.num_assignments(), columns)?;
         out.layout().check_alignment::<T>("activation output")?;

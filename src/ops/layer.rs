@@ -5,7 +5,7 @@ use crate::element::{Element, Float};
 use crate::error::{Error, Result, checked_product};
 use crate::memory::{Matrix, MatrixMut, Memory};
 
-use super::{Experts, GateWeight, Output, RouterOutput, Routing, RoutingPlan};
+use super::{Experts, Gate, Output, RouterOutput, Routing, RoutingPlan};
 
 /// What a layer reads. Start from [`LayerInput::new`] and set what the family or the engine adds.
 #[derive(Debug)]
@@ -63,6 +63,8 @@ impl<'a, M: Memory, T: Float> LayerInput<'a, M, T> {
 pub struct Workspace<M: Memory, T: Float> {
     pub(crate) max_tokens: usize,
     pub(crate) config: MoeConfig,
+    /// T of the last forward that ran the layer's own router.
+    pub(crate) routed_tokens: usize,
     pub(crate) router_logits: M::Buffer<f32>,
     pub(crate) topk_ids: M::Buffer<i32>,
     pub(crate) topk_weights: M::Buffer<f32>,
@@ -102,6 +104,7 @@ impl<M: Memory, T: Float> Workspace<M, T> {
         Ok(Self {
             max_tokens,
             config: config.clone(),
+            routed_tokens: 0,
             router_logits: memory.allocate("router_logits", max_tokens * config.num_experts)?,
             topk_ids: memory.allocate("topk_ids", rows)?,
             topk_weights: memory.allocate("topk_weights", rows)?,
@@ -118,15 +121,15 @@ impl<M: Memory, T: Float> Workspace<M, T> {
 
     /// `[T, E]` logits of the last forward that ran the layer's own router.
     pub fn router_logits(&self) -> Result<Matrix<'_, M, f32>> {
-        self.of_last_forward("router_logits", &self.router_logits, self.config.num_experts)
+        self.routed("router_logits", &self.router_logits, self.config.num_experts)
     }
 
     /// `[T, K]` ids and weights of the last forward that ran the layer's own router.
     pub fn routing(&self) -> Result<Routing<'_, M>> {
         let top_k = self.config.top_k;
         Ok(Routing {
-            topk_ids: self.of_last_forward("topk_ids", &self.topk_ids, top_k)?,
-            topk_weights: self.of_last_forward("topk_weights", &self.topk_weights, top_k)?,
+            topk_ids: self.routed("topk_ids", &self.topk_ids, top_k)?,
+            topk_weights: self.routed("topk_weights", &self.topk_weights, top_k)?,
         })
     }
 
@@ -135,18 +138,19 @@ impl<M: Memory, T: Float> Workspace<M, T> {
         &self.plan
     }
 
-    fn of_last_forward<'a, U: Element>(
+    fn routed<'a, U: Element>(
         &'a self,
         operand: &'static str,
         buffer: &'a M::Buffer<U>,
         cols: usize,
     ) -> Result<Matrix<'a, M, U>> {
-        Matrix::contiguous(operand, buffer, self.plan.num_tokens(), cols)
+        Matrix::contiguous(operand, buffer, self.routed_tokens, cols)
     }
 
-    /// The parts that the stages write, for `num_tokens` tokens.
+    /// Where the router writes what it computes of `num_tokens` tokens.
     pub(crate) fn router_output(&mut self, num_tokens: usize) -> Result<RouterOutput<'_, M>> {
         let MoeConfig { num_experts, top_k, .. } = self.config;
+        self.routed_tokens = num_tokens;
         Ok(RouterOutput {
             router_logits: MatrixMut::contiguous(
                 "router_logits",
@@ -167,16 +171,16 @@ impl<M: Memory, T: Float> Workspace<M, T> {
 
 /// `out[t] (+)= sum_k w[t,k] * down_e(act(gate_e x_t) * up_e x_t)`, `e = ids[t,k]`.
 #[derive(Debug)]
-pub struct Layer<'a, M: Memory, T: Float, X: Experts> {
+pub struct Layer<'a, M: Memory, T: Float, G: Gate, X: Experts> {
     pub(crate) config: &'a MoeConfig,
     pub(crate) input: &'a LayerInput<'a, M, T>,
-    pub(crate) gate: GateWeight<'a, M, T>,
+    pub(crate) gate: &'a G,
     pub(crate) experts: &'a X,
     pub(crate) output: Output<'a, M, T>,
     pub(crate) workspace: &'a mut Workspace<M, T>,
 }
 
-impl<'a, M: Memory, T: Float, X: Experts> Layer<'a, M, T, X> {
+impl<'a, M: Memory, T: Float, G: Gate, X: Experts> Layer<'a, M, T, G, X> {
     /// The stages' own constructors check the shapes that this does not.
     ///
     /// # Errors
@@ -186,7 +190,7 @@ impl<'a, M: Memory, T: Float, X: Experts> Layer<'a, M, T, X> {
     pub fn new(
         config: &'a MoeConfig,
         input: &'a LayerInput<'a, M, T>,
-        gate: GateWeight<'a, M, T>,
+        gate: &'a G,
         experts: &'a X,
         output: Output<'a, M, T>,
         workspace: &'a mut Workspace<M, T>,

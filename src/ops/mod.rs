@@ -23,4 +23,4 @@ pub use grouped_gemm::{Epilogue, ExpertShape, Experts, Gather, GroupedGemm, Proj
 pub use layer::{Layer, LayerInput, Workspace};
 pub use permute::Permute;
 pub use plan::{NOT_ROUTED, Plan, RoutingPlan};
-pub use router::{GateWeight, Router, RouterOutput, Routing};
+pub use router::{Gate, Router, RouterOutput, Routing};

@@ -21,15 +21,10 @@ pub struct RoutingPlan<M: Memory> {
     pub(crate) num_experts: usize,
     pub(crate) num_tokens: usize,
     pub(crate) top_k: usize,
-    /// `[E]`.
-    pub tokens_per_expert: M::Buffer<u32>,
-    /// `[E+1]`: expert e has the rows `expert_offsets[e]..expert_offsets[e + 1]`.
-    pub expert_offsets: M::Buffer<u32>,
-    /// `[R]`, of which the first `expert_offsets[E]` are meaningful.
-    #[doc(alias = "sorted_token_ids")]
-    pub token_of_row: M::Buffer<u32>,
-    /// `[T*K]`: [`NOT_ROUTED`] where the assignment has no row.
-    pub row_of_assignment: M::Buffer<u32>,
+    pub(crate) tokens_per_expert: M::Buffer<u32>,
+    pub(crate) expert_offsets: M::Buffer<u32>,
+    pub(crate) token_of_row: M::Buffer<u32>,
+    pub(crate) row_of_assignment: M::Buffer<u32>,
 }
 
 impl<M: Memory> RoutingPlan<M> {
@@ -70,6 +65,29 @@ impl<M: Memory> RoutingPlan<M> {
     /// `expert_offsets[E]`, which lies in the backend's memory.
     pub fn num_assignments(&self) -> usize {
         self.num_tokens * self.top_k
+    }
+
+    /// `[E]`.
+    pub fn tokens_per_expert(&self) -> &M::Buffer<u32> {
+        &self.tokens_per_expert
+    }
+
+    /// `[E+1]`: expert e has the rows `expert_offsets[e]..expert_offsets[e + 1]`.
+    pub fn expert_offsets(&self) -> &M::Buffer<u32> {
+        &self.expert_offsets
+    }
+
+    /// The token of each row. As long as the plan has room for, of which the first
+    /// `expert_offsets[E]` are meaningful.
+    #[doc(alias = "sorted_token_ids")]
+    pub fn token_of_row(&self) -> &M::Buffer<u32> {
+        &self.token_of_row
+    }
+
+    /// The row of each assignment, or [`NOT_ROUTED`]. As long as the plan has room for, of which
+    /// the first `num_assignments` are meaningful.
+    pub fn row_of_assignment(&self) -> &M::Buffer<u32> {
+        &self.row_of_assignment
     }
 
     pub(crate) fn bytes(num_experts: usize, max_assignments: usize) -> usize {
@@ -116,8 +134,14 @@ impl<'a, M: Memory> Plan<'a, M> {
         if needed > len {
             return Err(Error::View { operand: "routing plan".to_owned(), needed, len });
         }
-        plan.num_tokens = layout.rows;
-        plan.top_k = layout.cols;
         Ok(Self { topk_ids, expert_map, plan })
+    }
+
+    /// Called by a backend that is about to run the stage: from here on the plan is one of these
+    /// ids.
+    pub(crate) fn begin(self) -> Self {
+        self.plan.num_tokens = self.topk_ids.layout().rows;
+        self.plan.top_k = self.topk_ids.layout().cols;
+        self
     }
 }

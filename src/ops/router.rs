@@ -2,35 +2,16 @@
 
 use crate::config::MoeConfig;
 use crate::element::Float;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::{Matrix, MatrixMut, Memory};
 
-/// The router's weight `[E, H]`, in f32 or in the model's type. f32 weights are never rounded.
-#[derive(Debug)]
-pub enum GateWeight<'a, M: Memory, T: Float> {
-    /// As stored by families that route in f32.
-    F32(Matrix<'a, M, f32>),
-    /// In the type of the activations.
-    Model(Matrix<'a, M, T>),
-}
+/// What a router must know of its weight, whatever its type and place.
+pub trait Gate: std::fmt::Debug + Send + Sync {
+    /// E and H.
+    fn shape(&self) -> [usize; 2];
 
-impl<M: Memory, T: Float> Clone for GateWeight<'_, M, T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<M: Memory, T: Float> Copy for GateWeight<'_, M, T> {}
-
-impl<M: Memory, T: Float> GateWeight<'_, M, T> {
-    fn check(&self, num_experts: usize, hidden_size: usize) -> Result<()> {
-        let (layout, alignment) = match self {
-            Self::F32(weight) => (weight.layout(), weight.layout().check_alignment::<f32>("gate")),
-            Self::Model(weight) => (weight.layout(), weight.layout().check_alignment::<T>("gate")),
-        };
-        layout.expect("gate", num_experts, hidden_size)?;
-        alignment
-    }
+    /// Bytes that the weight occupies as prepared.
+    fn bytes(&self) -> usize;
 }
 
 /// Where a router's results go.
@@ -76,23 +57,22 @@ impl<M: Memory> Copy for Routing<'_, M> {}
 /// follow IEEE arithmetic: with softmax a NaN or +Inf logit makes all weights of its own token
 /// NaN (the fault stays visible), and no other token is touched.
 #[derive(Debug)]
-pub struct Router<'a, M: Memory, T: Float> {
+pub struct Router<'a, M: Memory, T: Float, G: Gate> {
     pub(crate) config: &'a MoeConfig,
     pub(crate) hidden_states: Matrix<'a, M, T>,
-    pub(crate) gate: GateWeight<'a, M, T>,
+    pub(crate) gate: &'a G,
     pub(crate) output: RouterOutput<'a, M>,
 }
 
-impl<'a, M: Memory, T: Float> Router<'a, M, T> {
+impl<'a, M: Memory, T: Float, G: Gate> Router<'a, M, T, G> {
     /// `hidden_states [T, H]`, `gate [E, H]`.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape), [`Error::Alignment`](crate::Error::Alignment) and
-    /// the errors of [`MoeConfig::validate`].
+    /// [`Error::Shape`], [`Error::Alignment`] and the errors of [`MoeConfig::validate`].
     pub fn new(
         config: &'a MoeConfig,
         hidden_states: Matrix<'a, M, T>,
-        gate: GateWeight<'a, M, T>,
+        gate: &'a G,
         output: RouterOutput<'a, M>,
     ) -> Result<Self> {
         config.validate()?;
@@ -100,7 +80,10 @@ impl<'a, M: Memory, T: Float> Router<'a, M, T> {
         config.num_assignments(num_tokens)?;
         hidden_states.layout().expect("router input", num_tokens, config.hidden_size)?;
         hidden_states.layout().check_alignment::<T>("router input")?;
-        gate.check(config.num_experts, config.hidden_size)?;
+        let gate_shape = [config.num_experts, config.hidden_size];
+        if gate.shape() != gate_shape {
+            return Err(Error::shape("gate", gate_shape, gate.shape()));
+        }
         output.router_logits.layout().expect("router_logits", num_tokens, config.num_experts)?;
         output.topk_ids.layout().expect("topk_ids", num_tokens, config.top_k)?;
         output.topk_weights.layout().expect("topk_weights", num_tokens, config.top_k)?;

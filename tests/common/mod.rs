@@ -17,7 +17,7 @@ use half::{bf16, f16};
 use moe_kernels::backend::Backend;
 use moe_kernels::element::{DType, Element, Float};
 use moe_kernels::memory::{Layout, Matrix, MatrixMut, Memory};
-use moe_kernels::ops::{ExpertShape, Experts, GateWeight, RouterOutput, RoutingPlan};
+use moe_kernels::ops::{ExpertShape, Experts, RouterOutput, RoutingPlan};
 use moe_kernels::weights::DenseExperts;
 
 /// An element whose bits can be compared, NaN included.
@@ -188,14 +188,14 @@ impl<B: Backend> Device<B> {
 
     /// The plan's meaningful contents.
     pub(crate) fn read_plan(&self, plan: &RoutingPlan<B>) -> reference::Plan {
-        let expert_offsets = self.get(&plan.expert_offsets);
+        let expert_offsets = self.get(plan.expert_offsets());
         let rows = *expert_offsets.last().unwrap() as usize;
-        let mut token_of_row = self.get(&plan.token_of_row);
+        let mut token_of_row = self.get(plan.token_of_row());
         token_of_row.truncate(rows);
-        let mut row_of_assignment = self.get(&plan.row_of_assignment);
+        let mut row_of_assignment = self.get(plan.row_of_assignment());
         row_of_assignment.truncate(plan.num_assignments());
         reference::Plan {
-            tokens_per_expert: self.get(&plan.tokens_per_expert),
+            tokens_per_expert: self.get(plan.tokens_per_expert()),
             expert_offsets,
             token_of_row,
             row_of_assignment,
