@@ -80,10 +80,21 @@ fn check_fixture<T: Float>(name: &str, bound: f64) {
 
 #[test]
 fn families_agree_with_their_reference() {
-    for name in ["mixtral.safetensors", "qwen3_moe.safetensors", "olmoe.safetensors"] {
-        check_fixture::<f32>(name, 1e-6);
-        check_fixture::<bf16>(name, 1e-2);
-        check_fixture::<f16>(name, 1e-3);
+    for name in [
+        "mixtral",
+        "mixtral_all",
+        "mixtral_e5k3",
+        "mixtral_starved",
+        "qwen3_moe",
+        "qwen3_moe_e5k3",
+        "qwen3_moe_k1",
+        "olmoe",
+        "olmoe_e5k3",
+    ] {
+        let name = format!("{name}.safetensors");
+        check_fixture::<f32>(&name, 1e-6);
+        check_fixture::<bf16>(&name, 1e-2);
+        check_fixture::<f16>(&name, 1e-3);
     }
 }
 
