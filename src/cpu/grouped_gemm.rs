@@ -7,7 +7,6 @@ use rayon::prelude::*;
 use crate::config::ActivationFn;
 use crate::element::Float;
 use crate::error::Result;
-use crate::memory::Matrix;
 use crate::ops::{Epilogue, ExpertShape, Experts, Gather, GroupedGemm, Projection, RoutingPlan};
 use crate::weights::{DenseExperts, ExpertMatrix};
 
@@ -60,14 +59,13 @@ impl<T: Float> Experts for PackedExperts<T> {
     }
 }
 
-/// Columns that a task finishes at a time: their f32 sums stay in the cache, and the rows are read
-/// again for the next ones.
+/// Columns whose f32 sums are made at a time, so that they stay in the cache.
 const COLUMNS: usize = 512;
 
 /// Tasks for each thread, so that an expert with many tokens does not keep the others waiting.
-const TASKS_PER_THREAD: usize = 8;
+const TASKS_PER_THREAD: usize = 16;
 
-/// What becomes of a column range of the output.
+/// What becomes of a part of the output's columns.
 #[derive(Clone, Copy)]
 enum Product {
     /// The products with one matrix.
@@ -76,10 +74,15 @@ enum Product {
     Activated(ActivationFn),
 }
 
-/// Some of one expert's rows times a range of columns, and the pieces of `out` that take them.
-struct Task<'a, T> {
+/// Some of one expert's rows, and where their results go.
+struct Block<'a, T> {
     expert: usize,
     rows: Range<usize>,
+    out: Vec<&'a mut [T]>,
+}
+
+/// A block's product with a range of columns, and the pieces of its rows that take it.
+struct Task<'a, T> {
     product: Product,
     columns: Range<usize>,
     out: Vec<&'a mut [T]>,
@@ -98,94 +101,93 @@ pub(super) fn run<T: Float>(op: GroupedGemm<'_, Cpu, T, PackedExperts<T>>) {
         ),
         (Projection::Down, _) => (&[Product::Plain(ExpertMatrix::Down)], hidden_size),
     };
-    let tasks = share_out(plan, products, width, rows_mut(out));
-    tasks.into_par_iter().for_each_init(Scratch::default, |scratch, task| {
-        scratch.load_rows(x, gather, plan, task.rows.clone());
-        scratch.multiply(&experts.experts[task.expert], task);
+    let source = |row: usize| match gather {
+        Gather::Packed => row,
+        Gather::TokenOfRow => plan.token_of_row[row] as usize,
+    };
+
+    let blocks = blocks(plan, rows_mut(out));
+    let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
+    let step = width
+        .div_ceil(tasks.div_ceil(blocks.len().max(1) * products.len()))
+        .next_multiple_of(PANEL);
+    // A block's rows are packed once, and shared by whichever threads take its tasks.
+    blocks.into_par_iter().for_each_init(PackedRows::default, |packed, block| {
+        packed.pack(x.layout().cols, block.rows.map(|index| row(x, source(index))));
+        let (packed, expert) = (&*packed, &experts.experts[block.expert]);
+        tasks_of(block.out, products, width, step)
+            .into_par_iter()
+            .for_each_init(Sums::default, |sums, task| sums.run(packed, expert, task));
     });
 }
 
-/// Cuts each expert's rows into blocks, and these into column ranges where blocks are few.
-fn share_out<'a, T>(
-    plan: &RoutingPlan<Cpu>,
-    products: &[Product],
-    width: usize,
-    out: Vec<&'a mut [T]>,
-) -> Vec<Task<'a, T>> {
-    let blocks: Vec<(usize, Range<usize>)> = (0..plan.num_experts)
-        .flat_map(|expert| {
-            let offsets = &plan.expert_offsets[expert..];
-            let (start, end) = (offsets[0] as usize, offsets[1] as usize);
-            // Equal blocks: 300 rows are better cut in 150 and 150 than in 240 and 60.
-            let rows = (end - start).div_ceil((end - start).div_ceil(ROWS).max(1)).max(1);
+/// Each expert's rows in equal blocks: 300 are better cut in 150 and 150 than in 240 and 60.
+fn blocks<'a, T>(plan: &RoutingPlan<Cpu>, out: Vec<&'a mut [T]>) -> Vec<Block<'a, T>> {
+    let mut out = out.into_iter();
+    let offsets = &plan.expert_offsets[..=plan.num_experts];
+    let experts = offsets.windows(2).enumerate();
+    experts
+        .flat_map(|(expert, bounds)| {
+            let (start, end) = (bounds[0] as usize, bounds[1] as usize);
+            let count = (end - start).div_ceil(ROWS).max(1);
+            let rows = (end - start).div_ceil(count).max(1);
             (start..end).step_by(rows).map(move |row| (expert, row..end.min(row + rows)))
         })
-        .collect();
-    let wanted = TASKS_PER_THREAD * rayon::current_num_threads();
-    let ranges = wanted.div_ceil(blocks.len().max(1) * products.len());
-    let step = width.div_ceil(ranges).next_multiple_of(PANEL);
+        .map(|(expert, rows)| {
+            let out = out.by_ref().take(rows.len()).collect();
+            Block { expert, rows, out }
+        })
+        .collect()
+}
 
-    let mut tasks = Vec::new();
-    let mut out = out.into_iter();
-    for (expert, rows) in blocks {
-        let first = tasks.len();
-        for &product in products {
-            tasks.extend((0..width).step_by(step).map(|start| Task {
-                expert,
-                rows: rows.clone(),
-                product,
-                columns: start..width.min(start + step),
-                out: Vec::with_capacity(rows.len()),
-            }));
-        }
-        for row in out.by_ref().take(rows.len()) {
-            let pieces = row.chunks_mut(width).flat_map(|part| part.chunks_mut(step));
-            for (task, piece) in tasks[first..].iter_mut().zip(pieces) {
-                task.out.push(piece);
-            }
+/// Cuts rows of `products.len() * width` columns into ranges of `step`.
+fn tasks_of<'a, T>(
+    rows: Vec<&'a mut [T]>,
+    products: &[Product],
+    width: usize,
+    step: usize,
+) -> Vec<Task<'a, T>> {
+    let mut tasks: Vec<Task<'a, T>> = products
+        .iter()
+        .flat_map(|&product| (0..width).step_by(step).map(move |start| (product, start)))
+        .map(|(product, start)| Task {
+            product,
+            columns: start..width.min(start + step),
+            out: Vec::with_capacity(rows.len()),
+        })
+        .collect();
+    for row in rows {
+        let pieces = row.chunks_mut(width).flat_map(|part| part.chunks_mut(step));
+        for (task, piece) in tasks.iter_mut().zip(pieces) {
+            task.out.push(piece);
         }
     }
     tasks
 }
 
-/// One thread's memory.
+/// One thread's f32 sums.
 #[derive(Default)]
-struct Scratch {
-    x: PackedRows,
+struct Sums {
     sums: Vec<f32>,
     up_sums: Vec<f32>,
 }
 
-impl Scratch {
-    fn load_rows<T: Float>(
-        &mut self,
-        x: Matrix<'_, Cpu, T>,
-        gather: Gather,
-        plan: &RoutingPlan<Cpu>,
-        rows: Range<usize>,
-    ) {
-        let source = |index: usize| match gather {
-            Gather::Packed => index,
-            Gather::TokenOfRow => plan.token_of_row[index] as usize,
-        };
-        self.x.pack(x.layout().cols, rows.map(|index| row(x, source(index))));
-    }
-
-    fn multiply<T: Float>(&mut self, expert: &PackedExpert<T>, task: Task<'_, T>) {
-        let Task { rows, product, columns: all, mut out, .. } = task;
+impl Sums {
+    fn run<T: Float>(&mut self, x: &PackedRows, expert: &PackedExpert<T>, task: Task<'_, T>) {
+        let Task { product, columns: all, mut out } = task;
         for start in all.clone().step_by(COLUMNS) {
             let columns = start..all.end.min(start + COLUMNS);
             let width = columns.len();
-            self.sums.resize(rows.len() * width, 0.0);
+            self.sums.resize(out.len() * width, 0.0);
             let matrix = match product {
                 Product::Plain(ExpertMatrix::Gate) | Product::Activated(_) => &expert.gate,
                 Product::Plain(ExpertMatrix::Up) => &expert.up,
                 Product::Plain(ExpertMatrix::Down) => &expert.down,
             };
-            multiply(&self.x, matrix, columns.clone(), &mut self.sums);
+            multiply(x, matrix, columns.clone(), &mut self.sums);
             if let Product::Activated(function) = product {
-                self.up_sums.resize(rows.len() * width, 0.0);
-                multiply(&self.x, &expert.up, columns, &mut self.up_sums);
+                self.up_sums.resize(out.len() * width, 0.0);
+                multiply(x, &expert.up, columns, &mut self.up_sums);
                 activate(function, &mut self.sums, &self.up_sums);
             }
             let done = start - all.start;
