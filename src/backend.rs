@@ -146,9 +146,9 @@ pub trait Backend: Memory + sealed::Sealed {
             config.intermediate_size,
         )?;
         let epilogue = Epilogue::Activation(config.activation);
-        let x = (x, Gather::TokenOfRow);
+        let gather = Gather::TokenOfRow;
         self.grouped_gemm::<W>(
-            GroupedGemm::gate_up(x, plan, experts, epilogue, activated)?,
+            GroupedGemm::gate_up(x, gather, plan, experts, epilogue, activated)?,
             stream,
         )?;
 

@@ -199,3 +199,13 @@ pub(crate) fn checked_product(what: &str, factors: &[usize]) -> Result<usize> {
         .try_fold(1usize, |product, &factor| product.checked_mul(factor))
         .ok_or_else(|| Error::Overflow { what: what.to_owned() })
 }
+
+/// An empty vector with room for `len` elements, or [`Error::OutOfMemory`] naming `what`.
+pub(crate) fn vec_with_room<T>(what: &str, len: usize) -> Result<Vec<T>> {
+    let mut elements = Vec::new();
+    elements.try_reserve_exact(len).map_err(|_| Error::OutOfMemory {
+        what: what.to_owned(),
+        bytes: len.saturating_mul(size_of::<T>()),
+    })?;
+    Ok(elements)
+}

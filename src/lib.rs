@@ -9,7 +9,7 @@
 //!
 //! - [`MoeLayer`] is the whole: a [`MoeConfig`], weights, and the [`Backend`] that runs them.
 //! - [`ops`] has each stage's contract, to be run by itself with a method of [`Backend`].
-//! - [`checkpoint`] reads layers from safetensors; [`config`] knows the families.
+//! - `checkpoint` reads layers from safetensors; [`config`] knows the families.
 //!
 //! The README shows a complete program.
 

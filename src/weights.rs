@@ -14,6 +14,7 @@ mod sealed {
 
 /// The router's weight `[E, H]`, row by row. f32 weights stay f32 whatever the layer's type.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum RouterWeights<T: Float> {
     /// As stored by families that route in f32, or widened from another type.
     F32(Vec<f32>),

@@ -61,7 +61,8 @@ impl<B: Backend, T: Storage> Bench<B, T> {
         let out = Placed::poison(self.ids.len(), columns, self.pad);
         let mut out_buffer = out.put(&self.device);
         let op = GroupedGemm::gate_up(
-            (Matrix::new("x", &x_buffer, x.layout).unwrap(), gather),
+            Matrix::new("x", &x_buffer, x.layout).unwrap(),
+            gather,
             &plan,
             &self.experts,
             epilogue,

@@ -49,8 +49,9 @@ struct ShardIndex {
 impl Checkpoint {
     /// Opens a `.safetensors` file or a checkpoint folder.
     ///
-    /// The files are mapped into memory: they must not be changed while the checkpoint, or a
-    /// layer that was read from it and not yet prepared, is in use.
+    /// The files are mapped into memory. They must not be changed while the checkpoint, or a layer
+    /// that was read from it and not yet prepared, is in use: weights would change under the
+    /// reader, and a file that becomes shorter ends the process with SIGBUS.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::File`] name the file.

@@ -1,7 +1,7 @@
 //! One mapped safetensors file, and the tensors in it.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 
 use crate::element::{DType, Float};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, vec_with_room};
 
 use super::io_error;
 
@@ -34,15 +34,16 @@ struct Entry {
 
 impl MappedFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|error| io_error(path, error))?;
         let invalid = |reason: String| Error::File {
             path: path.to_owned(),
             reason: format!("not a safetensors file: {reason}"),
         };
-        let metadata = file.metadata().map_err(|error| io_error(path, error))?;
+        // Asked before it is opened: to open a named pipe is to wait for its other end.
+        let metadata = fs::metadata(path).map_err(|error| io_error(path, error))?;
         if !metadata.is_file() {
             return Err(invalid("not a regular file".to_owned()));
         }
+        let file = File::open(path).map_err(|error| io_error(path, error))?;
         // SAFETY: the map is read-only and of a regular file, which `Checkpoint::open` asks its
         // caller not to change while it is mapped.
         #[expect(unsafe_code, reason = "memory-mapping a file")]
@@ -104,9 +105,11 @@ impl StoredTensor {
         &self.entry.shape
     }
 
-    /// Whether the tensor is stored as `dtype`.
-    pub fn is(&self, dtype: DType) -> bool {
-        self.entry.dtype.to_string().eq_ignore_ascii_case(&dtype.to_string())
+    pub(super) fn is(&self, dtype: DType) -> bool {
+        matches!(
+            (self.entry.dtype, dtype),
+            (Dtype::F32, DType::F32) | (Dtype::BF16, DType::Bf16) | (Dtype::F16, DType::F16)
+        )
     }
 
     pub(super) fn expect_shape(&self, expected: &[usize]) -> Result<()> {
@@ -127,7 +130,7 @@ impl StoredTensor {
     ///
     /// # Errors
     /// [`Error::DType`] for other tensors, [`Error::Value`] for a finite value that would become
-    /// infinite.
+    /// infinite, [`Error::OutOfMemory`].
     pub fn read<T: Float>(&self) -> Result<Vec<T>> {
         match self.entry.dtype {
             Dtype::F32 => self.round(f32::from_le_bytes),
@@ -140,35 +143,41 @@ impl StoredTensor {
     /// The elements as f64, of any type that f64 holds exactly (I64 up to 2^53).
     ///
     /// # Errors
-    /// [`Error::DType`].
+    /// [`Error::DType`], [`Error::OutOfMemory`].
     pub fn read_f64(&self) -> Result<Vec<f64>> {
-        Ok(match self.entry.dtype {
+        match self.entry.dtype {
             Dtype::F64 => self.decode(f64::from_le_bytes),
             Dtype::F32 => self.decode(|bytes| f64::from(f32::from_le_bytes(bytes))),
             Dtype::BF16 => self.decode(|bytes| bf16::from_le_bytes(bytes).to_f64()),
             Dtype::F16 => self.decode(|bytes| f16::from_le_bytes(bytes).to_f64()),
             Dtype::I64 => self.decode(|bytes| i64::from_le_bytes(bytes) as f64),
             Dtype::U8 => self.decode(|[byte]: [u8; 1]| f64::from(byte)),
-            _ => return Err(self.wrong_dtype("F64, F32, BF16, F16, I64 or U8")),
-        })
+            _ => Err(self.wrong_dtype("F64, F32, BF16, F16, I64 or U8")),
+        }
     }
 
-    fn decode<const N: usize, U>(&self, element: impl Fn([u8; N]) -> U) -> Vec<U> {
-        let (elements, _) = self.file.map[self.entry.bytes.clone()].as_chunks::<N>();
-        elements.iter().map(|&bytes| element(bytes)).collect()
+    fn elements<const N: usize>(&self) -> &[[u8; N]] {
+        self.file.map[self.entry.bytes.clone()].as_chunks::<N>().0
+    }
+
+    fn decode<const N: usize, U>(&self, element: impl Fn([u8; N]) -> U) -> Result<Vec<U>> {
+        let elements = self.elements::<N>();
+        let mut decoded = vec_with_room(&self.name, elements.len())?;
+        decoded.extend(elements.iter().map(|&bytes| element(bytes)));
+        Ok(decoded)
     }
 
     fn round<const N: usize, T: Float>(&self, element: impl Fn([u8; N]) -> f32) -> Result<Vec<T>> {
         let overflow = |wide: f32| wide.is_finite() && !T::from_f32(wide).to_f32().is_finite();
         // Only these types have a smaller range than f32 and, for f16, than bf16.
         if T::DTYPE != DType::F32 && !self.is(T::DTYPE) {
-            let values = self.decode(&element);
-            if let Some(value) = values.into_iter().find(|&value| overflow(value)) {
+            let mut values = self.elements::<N>().iter().map(|&bytes| element(bytes));
+            if let Some(value) = values.find(|&value| overflow(value)) {
                 let expected = format!("a value in the range of {}", T::DTYPE);
                 return Err(Error::value(&self.name, value, expected));
             }
         }
-        Ok(self.decode(|bytes| T::from_f32(element(bytes))))
+        self.decode(|bytes| T::from_f32(element(bytes)))
     }
 
     fn wrong_dtype(&self, expected: &str) -> Error {

@@ -8,8 +8,28 @@ use crate::error::{Error, Result};
 
 /// A key with one of these in its name concerns the MoE layer, and must be understood.
 const MOE_KEY_PARTS: &[&str] = &[
-    "expert", "moe", "router", "routed", "top_k", "topk", "gate", "shared", "swiglu", "scoring",
-    "sparse", "mlp_only", "n_group",
+    "expert",
+    "moe",
+    "router",
+    "routed",
+    "top_k",
+    "topk",
+    "gate",
+    "shared",
+    "swiglu",
+    "scor",
+    "sparse",
+    "mlp_only",
+    "n_group",
+    "hidden_act",
+    "act_fn",
+    "activation",
+    "ffn",
+    "mlp_bias",
+    "clamp",
+    "limit",
+    "dense_replace",
+    "text_config",
 ];
 
 /// Keys with such a part that no model's MoE layer reads: sampling defaults that older versions

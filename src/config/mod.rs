@@ -160,19 +160,21 @@ impl MoeConfig {
         }
     }
 
-    /// Weights of one expert: `3 * H * I` for a gated one.
+    /// Weights of one expert: `3 * H * I` for a gated one. This and the other counts saturate
+    /// where [`MoeConfig::validate`] would fail.
     pub fn expert_parameters(&self) -> u64 {
-        3 * self.hidden_size as u64 * self.intermediate_size as u64
+        (self.hidden_size as u64).saturating_mul(self.intermediate_size as u64).saturating_mul(3)
     }
 
     /// Weights of the layer, router included.
     pub fn parameters(&self) -> u64 {
-        self.num_experts as u64 * (self.expert_parameters() + self.hidden_size as u64)
+        let with_router = self.expert_parameters().saturating_add(self.hidden_size as u64);
+        with_router.saturating_mul(self.num_experts as u64)
     }
 
     /// Weights that one token meets: K experts and the router.
     pub fn active_parameters(&self) -> u64 {
-        self.top_k as u64 * self.expert_parameters()
-            + self.num_experts as u64 * self.hidden_size as u64
+        let router = (self.num_experts as u64).saturating_mul(self.hidden_size as u64);
+        self.expert_parameters().saturating_mul(self.top_k as u64).saturating_add(router)
     }
 }

@@ -1,5 +1,6 @@
 //! Grouped GEMM: blocks of an expert's rows times ranges of its columns, shared out as tasks.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -34,7 +35,7 @@ impl<T: Float> PackedExperts<T> {
         let pack = |expert, matrix: ExpertMatrix| -> Result<PackedMatrix<T>> {
             let elements = weights.read(expert, matrix)?;
             let [n, k] = matrix.dims(shape);
-            Ok(PackedMatrix::pack(n, k, |row| &elements[row * k..][..k]))
+            PackedMatrix::pack(n, k, |row| &elements[row * k..][..k])
         };
         let experts = (0..shape.num_experts)
             .map(|expert| {
@@ -112,13 +113,24 @@ pub(super) fn run<T: Float>(op: GroupedGemm<'_, Cpu, T, PackedExperts<T>>) {
         .div_ceil(tasks.div_ceil(blocks.len().max(1) * products.len()))
         .next_multiple_of(PANEL);
     // A block's rows are packed once, and shared by whichever threads take its tasks.
-    blocks.into_par_iter().for_each_init(PackedRows::default, |packed, block| {
+    blocks.into_par_iter().for_each(|block| {
+        let mut packed = ROWS_OF_BLOCK.take();
         packed.pack(x.layout().cols, block.rows.map(|index| row(x, source(index))));
-        let (packed, expert) = (&*packed, &experts.experts[block.expert]);
-        tasks_of(block.out, products, width, step)
-            .into_par_iter()
-            .for_each_init(Sums::default, |sums, task| sums.run(packed, expert, task));
+        let expert = &experts.experts[block.expert];
+        tasks_of(block.out, products, width, step).into_par_iter().for_each(|task| {
+            let mut sums = SUMS.take();
+            sums.run(&packed, expert, task);
+            SUMS.set(sums);
+        });
+        ROWS_OF_BLOCK.set(packed);
     });
+}
+
+// Each thread's memory, kept from call to call. It is taken while it is used, because a thread
+// that waits for its block's tasks may begin another block.
+thread_local! {
+    static ROWS_OF_BLOCK: Cell<PackedRows> = Cell::default();
+    static SUMS: Cell<Sums> = Cell::default();
 }
 
 /// Each expert's rows in equal blocks: 300 are better cut in 150 and 150 than in 240 and 60.

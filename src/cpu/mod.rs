@@ -21,7 +21,7 @@ use std::ops::{Deref, DerefMut};
 
 use crate::backend::{Backend, sealed};
 use crate::element::{Element, Float};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, checked_product, vec_with_room};
 use crate::memory::{Buffer, Layout, Matrix, MatrixMut, Memory};
 use crate::ops::{Activation, Combine, GroupedGemm, Permute, Plan, Router};
 use crate::weights::{ExpertWeights, Format, RouterWeights};
@@ -71,13 +71,11 @@ impl Memory for Cpu {
     type Stream = ();
 
     fn allocate<T: Element>(&self, what: &str, len: usize) -> Result<CpuBuffer<T>> {
-        let overflow = || Error::Overflow { what: what.to_owned() };
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(overflow)?;
+        checked_product(what, &[len, size_of::<T>()])?;
         // Asked for first, because `vec!` aborts on failure; made by `vec!`, because its zeros are
-        // the system's untouched pages, which cost nothing until they are used.
-        Vec::<T>::new()
-            .try_reserve_exact(len)
-            .map_err(|_| Error::OutOfMemory { what: what.to_owned(), bytes })?;
+        // the system's untouched pages, which cost nothing until they are used (the 16-bit types'
+        // are written).
+        drop(vec_with_room::<T>(what, len)?);
         Ok(CpuBuffer(vec![T::default(); len]))
     }
 

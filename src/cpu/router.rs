@@ -43,7 +43,7 @@ fn pack_gate<T: Float>([n, k]: [usize; 2], elements: &[T]) -> Result<PackedMatri
     if elements.len() != expected {
         return Err(Error::shape("router weight", [expected], [elements.len()]));
     }
-    Ok(PackedMatrix::pack(n, k, |expert| &elements[expert * k..][..k]))
+    PackedMatrix::pack(n, k, |expert| &elements[expert * k..][..k])
 }
 
 impl<T: Float> Gate for PackedGate<T> {

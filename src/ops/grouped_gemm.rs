@@ -42,7 +42,7 @@ pub trait Experts: std::fmt::Debug + Send + Sync {
 
 /// Which of an expert's matrices a grouped GEMM multiplies by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Projection {
+pub(crate) enum Projection {
     /// gate and up, `[2I, H]`.
     GateUp,
     /// down, `[H, I]`.
@@ -87,7 +87,8 @@ impl<'a, M: Memory, T: Float, X: Experts> GroupedGemm<'a, M, T, X> {
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) and [`Error::Alignment`](crate::Error::Alignment).
     pub fn gate_up(
-        x: (Matrix<'a, M, T>, Gather),
+        x: Matrix<'a, M, T>,
+        gather: Gather,
         plan: &'a RoutingPlan<M>,
         experts: &'a X,
         epilogue: Epilogue,
@@ -98,7 +99,6 @@ impl<'a, M: Memory, T: Float, X: Experts> GroupedGemm<'a, M, T, X> {
             Epilogue::Activation(_) => experts.shape().intermediate_size,
         };
         let depth = experts.shape().hidden_size;
-        let (x, gather) = x;
         Self { x, gather, plan, experts, projection: Projection::GateUp, epilogue, out }
             .checked(depth, columns)
     }

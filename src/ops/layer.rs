@@ -5,7 +5,7 @@ use crate::element::{Element, Float};
 use crate::error::{Error, Result, checked_product};
 use crate::memory::{Matrix, MatrixMut, Memory};
 
-use super::{Experts, Gate, Output, RouterOutput, Routing, RoutingPlan};
+use super::{ExpertShape, Experts, Gate, Output, RouterOutput, Routing, RoutingPlan};
 
 /// What a layer reads. Start from [`LayerInput::new`] and set what the family or the engine adds.
 #[derive(Debug)]
@@ -45,6 +45,12 @@ impl<'a, M: Memory, T: Float> LayerInput<'a, M, T> {
             ("LayerInput::sequence_offsets", self.sequence_offsets.is_some()),
             ("LayerInput::mask", self.mask.is_some()),
         ];
+        if self.routing.is_some() && self.router_input.is_some() {
+            return Err(Error::Unsupported {
+                what: "LayerInput::router_input beside LayerInput::routing".to_owned(),
+                supported: "one of them: with routing given, no router runs".to_owned(),
+            });
+        }
         match fields.into_iter().find(|&(_, given)| given) {
             None => Ok(()),
             Some((field, _)) => Err(Error::Unsupported {
@@ -119,12 +125,19 @@ impl<M: Memory, T: Float> Workspace<M, T> {
         self.max_tokens
     }
 
-    /// `[T, E]` logits of the last forward that ran the layer's own router.
+    /// `[T, E]` logits of the last forward that ran the layer's own router; no row before one.
+    ///
+    /// # Errors
+    /// None: the view is within the workspace.
     pub fn router_logits(&self) -> Result<Matrix<'_, M, f32>> {
         self.routed("router_logits", &self.router_logits, self.config.num_experts)
     }
 
-    /// `[T, K]` ids and weights of the last forward that ran the layer's own router.
+    /// `[T, K]` ids and weights of the last forward that ran the layer's own router; no row before
+    /// one.
+    ///
+    /// # Errors
+    /// None: the views are within the workspace.
     pub fn routing(&self) -> Result<Routing<'_, M>> {
         let top_k = self.config.top_k;
         Ok(Routing {
@@ -181,10 +194,10 @@ pub struct Layer<'a, M: Memory, T: Float, G: Gate, X: Experts> {
 }
 
 impl<'a, M: Memory, T: Float, G: Gate, X: Experts> Layer<'a, M, T, G, X> {
-    /// The stages' own constructors check the shapes that this does not.
+    /// Checks all that the stages will: nothing is written if an operand is refused.
     ///
     /// # Errors
-    /// [`Error::Shape`] and [`Error::Alignment`] for tokens and output, [`Error::Workspace`] if
+    /// [`Error::Shape`] and [`Error::Alignment`] for tokens, output and weights, [`Error::Workspace`] if
     /// the input is longer than the workspace, [`Error::Value`] if that was made for another
     /// configuration, [`Error::Unsupported`] for fields of the input that are not built yet.
     pub fn new(
@@ -197,6 +210,14 @@ impl<'a, M: Memory, T: Float, G: Gate, X: Experts> Layer<'a, M, T, G, X> {
     ) -> Result<Self> {
         let num_tokens = input.hidden_states.layout().rows;
         input.refuse_unsupported()?;
+        let shape = ExpertShape::from(config);
+        if experts.shape() != shape {
+            return Err(Error::shape("experts [E, H, I]", shape.dims(), experts.shape().dims()));
+        }
+        let gate_shape = [config.num_experts, config.hidden_size];
+        if gate.shape() != gate_shape {
+            return Err(Error::shape("gate", gate_shape, gate.shape()));
+        }
         for (operand, layout) in [
             ("hidden_states", input.hidden_states.layout()),
             ("router_input", input.router_input.unwrap_or(input.hidden_states).layout()),

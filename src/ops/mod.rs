@@ -18,8 +18,12 @@ mod plan;
 mod router;
 
 pub use activation::Activation;
-pub use combine::{Combine, Output, Write};
-pub use grouped_gemm::{Epilogue, ExpertShape, Experts, Gather, GroupedGemm, Projection};
+#[cfg(feature = "cpu")]
+pub(crate) use combine::Write;
+pub use combine::{Combine, Output};
+#[cfg(feature = "cpu")]
+pub(crate) use grouped_gemm::Projection;
+pub use grouped_gemm::{Epilogue, ExpertShape, Experts, Gather, GroupedGemm};
 pub use layer::{Layer, LayerInput, Workspace};
 pub use permute::Permute;
 pub use plan::{NOT_ROUTED, Plan, RoutingPlan};

@@ -171,8 +171,8 @@ fn grouped_gemm_operands() {
     let gate_up = |plan, x_layout, gather, epilogue, out_layout| -> Result<f32> {
         let mut out = CpuBuffer::from(vec![bf16::ZERO; ROOM]);
         let out_matrix = MatrixMut::new("out", &mut out, out_layout)?;
-        let x = (Matrix::new("x", &x, x_layout)?, gather);
-        let op = Op::gate_up(x, plan, &experts, epilogue, out_matrix)?;
+        let x = Matrix::new("x", &x, x_layout)?;
+        let op = Op::gate_up(x, gather, plan, &experts, epilogue, out_matrix)?;
         Cpu.grouped_gemm::<DenseExperts<bf16>>(op, &())?;
         Ok(out[0].to_f32())
     };
