@@ -1,1 +1,4 @@
 //! Kernels for sparse Mixture-of-Experts layers.
+
+#[cfg(feature = "driver")]
+pub mod cuda;
