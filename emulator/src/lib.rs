@@ -13,7 +13,7 @@
 //! use moe_kernels::cuda::driver::{Driver, LaunchConfig, KernelArg};
 //!
 //! let Ok(driver) = EmulatedDriver::new(Profile::sm_90()) else {
-//!     return; // built without a C++ compiler
+//!     return Ok(()); // built without a C++ compiler
 //! };
 //! driver.set_options(Options::checked(7));
 //! let stream = driver.create_stream()?;

@@ -11,9 +11,11 @@ static const char* poison_name(uint16_t half) {
     default: return nullptr;
   }
 }
-void check_taint(const void* value, size_t bytes, const void* dst, uint32_t pc) {
-  // The high half of an f32, or either half of a pair of 16-bit floats, carries the mark.
-  for (size_t i = 0; i + 2 <= bytes; i += 2) {
+void check_taint(const void* value, size_t bytes, size_t element, const void* dst, uint32_t pc) {
+  // A float carries the mark in its high half.  Of a word that may be one f32 or a pair of 16-bit floats only
+  // the high half is looked at: the low half of an f32 is any number.
+  if (element == 1) return;
+  for (size_t i = element == 2 ? 0 : 2; i + 2 <= bytes; i += element == 2 ? 2 : 4) {
     uint16_t half;
     memcpy(&half, (const char*)value + i, 2);
     if (const char* what = poison_name(half))
@@ -25,6 +27,6 @@ void look_at_last_store(Fiber* f) {
   if (!f->stored) return;
   const uintptr_t p = f->stored;
   f->stored = 0;
-  check_taint((const void*)p, f->stored_bytes, (const void*)p, f->stored_pc);
+  check_taint((const void*)p, f->stored_bytes, f->stored_bytes == 2 ? 2 : 4, (const void*)p, f->stored_pc);
 }
 }  // namespace emu

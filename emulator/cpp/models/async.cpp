@@ -73,7 +73,7 @@ struct Store : AsyncOp {
     const uint32_t n = s.high - s.low;
     if (run->check()) {
       global_access(block->cluster, (uint32_t)agent, write_clocks, (uintptr_t)to, n, kWrite | kAsync | (reduce == Reduce::None ? 0u : kAtomic), pc);
-      check_taint(from + s.low, n, to, pc);
+      check_taint(from + s.low, n, element == Element::BF16 || element == Element::F16 ? 2 : element == Element::Bytes ? 1 : 4, to, pc);
     }
     if (reduce == Reduce::None) memcpy(to, from + s.low, n);
     else reduce_bytes(reduce, element, to, from + s.low, n);

@@ -86,6 +86,7 @@ void model_mbarrier_init(const Instr& i, Frame& f) {
   m.init_clock = me->clocks.seen[me->who];
   m.accumulating.reset(me->clocks.seen.size());
   m.completed.reset(me->clocks.seen.size());
+  b->written[addr / 16] |= (uint16_t)(0xff << (addr & 8));       // it initialises; it does not read
   shared_access(b, me->who, me->clocks, addr, 8, kWrite | kAtomic, here());
 }
 void model_mbarrier_inval(const Instr& i, Frame& f) {

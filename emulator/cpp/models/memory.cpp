@@ -43,7 +43,8 @@ void model_st_global(const Instr& i, Frame& f) {
     const uint64_t v = f.get(i.args[1 + (size_t)k]);
     memcpy(p + k * bytes, &v, (size_t)bytes);
   }
-  if (run->check() && n * bytes >= 2) check_taint(p, (size_t)(n * bytes), p, here());
+  // `.bN` is bits of any meaning; every other type may hold floats.
+  if (run->check() && i.mods.back()[0] != 'b') check_taint(p, (size_t)(n * bytes), (size_t)std::min(bytes, 4), p, here());
 }
 
 // ---------------------------------------------------------------- shared memory, the cluster's included
