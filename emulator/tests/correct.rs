@@ -2,12 +2,13 @@
 
 mod common;
 use common::cases::CASES;
+use common::hazards::HAZARDS;
 use common::{Rand, Rig};
 use moe_emulator::{Checks, Options};
 
 /// Every case under these seeds; fails with the first report.
 fn all_cases(seeds: std::ops::Range<u64>, checks: Checks) {
-    for case in CASES {
+    for case in CASES.iter().chain(HAZARDS) {
         for seed in seeds.clone() {
             let options = Options { seed, checks, ..Options::default() };
             let Some(rig) = Rig::new(options) else { return };

@@ -3,6 +3,7 @@
 mod common;
 use common::Rig;
 use common::cases::CASES;
+use common::hazards::HAZARDS;
 use moe_emulator::FaultKind::{self, *};
 use moe_emulator::Options;
 
@@ -64,6 +65,30 @@ const MISTAKES: &[Mistake] = &[
     m(70, "descriptor stride not in units of 16 bytes", "gemm", &[Race]),
     m(71, "descriptor says 64B swizzle", "gemm", &[]),
     m(72, "descriptor address cut short", "gemm", &[Race]),
+    m(80, "changed tensor map used without its proxy fence", "tensor map", &[Proxy]),
+    m(81, "cluster barrier missing before blocks signal each other", "multicast", &[Race, Barrier, Proxy, Cluster]),
+    m(82, "multicast mask leaves a block out", "multicast", &[Deadlock]),
+    m(83, "neighbour's shared memory read before it is written", "distributed", &[Race, Uninitialised]),
+    m(84, "block exits while others use its shared memory", "distributed", &[Cluster, Race, Deadlock]),
+    m(85, "remote arrivals not waited for", "remote arrive", &[Race, Uninitialised]),
+    m(90, "wgmma reads cp.async data without a proxy fence", "gathered", &[Proxy]),
+    m(91, "wgmma reads cp.async data without waiting for it", "gathered", &[Race]),
+    m(92, "flag raised by a relaxed addition", "flag", &[Race]),
+    m(93, "flag polled by a relaxed load", "flag", &[Race]),
+    m(94, "no barrier before the flag is raised", "flag", &[Race]),
+    m(95, "no __threadfence before the last-block counter", "last block", &[Race]),
+    m(96, "TMA reads another block's stores without a proxy fence", "flag", &[Proxy]),
+    m(97, "dependent kernel does not wait for its predecessor", "dependent", &[Race, Taint]),
+    m(98, "dependent kernel overwrites its predecessor's input", "dependent", &[Race]),
+    m(99, "rows that were never loaded are stored", "partial tile", &[Taint]),
+    m(100, "misaligned 16-byte store", "edges", &[Misaligned]),
+    m(101, "read of shared memory that was never written", "edges", &[Uninitialised]),
+    m(102, "plain store past the end of a buffer", "edges", &[OutOfBounds]),
+    m(103, "shared memory past the launch's size", "edges", &[OutOfBounds]),
+    m(104, "plain access to an mbarrier", "edges", &[Barrier]),
+    m(105, "barrier in half a warp", "edges", &[Divergence, Deadlock, Barrier]),
+    m(106, "kernel traps", "edges", &[Trap]),
+    m(107, "setmaxnreg takes more registers than were given up", "edges", &[Deadlock, Registers]),
 ];
 /// Mistakes that the schedule may hide: caught at some seed only.
 const NOT_AT_EVERY_SEED: &[i32] = &[];
@@ -74,7 +99,7 @@ fn hunt(mistakes: &[Mistake]) {
         let (mut caught, mut missed) = (0, Vec::new());
         for seed in 0..SEEDS {
             let mut found = None;
-            for case in CASES.iter().filter(|c| c.name.starts_with(mistake.cases)) {
+            for case in CASES.iter().chain(HAZARDS).filter(|c| c.name.starts_with(mistake.cases)) {
                 let Some(rig) = Rig::new(Options { fault: mistake.id, ..Options::checked(seed) }) else { return };
                 if let Err(report) = (case.run)(&rig) {
                     found = Some((rig.driver.fault().map(|f| f.kind), report));
@@ -99,12 +124,16 @@ fn hunt(mistakes: &[Mistake]) {
     assert!(trouble.is_empty(), "{trouble}");
 }
 #[test]
-fn mistakes_in_the_first_half_are_caught() {
+fn mistakes_in_the_first_third_are_caught() {
     hunt(&MISTAKES[..24]);
 }
 #[test]
-fn mistakes_in_the_second_half_are_caught() {
-    hunt(&MISTAKES[24..]);
+fn mistakes_in_the_second_third_are_caught() {
+    hunt(&MISTAKES[24..44]);
+}
+#[test]
+fn mistakes_in_the_last_third_are_caught() {
+    hunt(&MISTAKES[44..]);
 }
 #[test]
 fn a_race_names_both_sides() {

@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod cases;
+pub mod hazards;
+pub mod micro;
 
 use moe_emulator::{EmulatedDriver, Options, Profile};
 use moe_kernels::cuda::driver::*;
