@@ -52,7 +52,7 @@ fn every_wrapper_matches_its_golden_file() {
 
 #[test]
 fn every_micro_kernel_is_in_the_suite() {
-    let listed: Vec<String> = micro::all().into_iter().map(|m| m.name).collect();
+    let listed: Vec<String> = micro::all().iter().map(|m| m.name.clone()).collect();
     for name in moe_emulator::kernel_names().iter().filter(|n| n.starts_with("micro_")) {
         assert!(listed.contains(name), "{name} has no case");
     }

@@ -4,6 +4,7 @@ mod common;
 use common::Rig;
 use common::cases::Gemm;
 use moe_emulator::{Checks, Options};
+use moe_kernels::cuda::driver::Driver;
 use std::time::Instant;
 
 /// Seconds of the fastest of five launches, each checked.

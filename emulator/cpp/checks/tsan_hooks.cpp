@@ -19,7 +19,8 @@ static inline void access(const void* p, size_t n, uint32_t flags, void* pc, boo
     }
     const Device* device = run->device;
     if ((uintptr_t)p < device->low || (uintptr_t)p >= device->high) return;    // local variables, parameters
-    if ((uintptr_t)p - (uintptr_t)f->stack < kStackBytes) return;
+    // threadIdx and its like, which may lie between device allocations.
+    if ((uintptr_t)p - (uintptr_t)f->stack < kStackBytes || (uintptr_t)p - (uintptr_t)f < sizeof(Fiber) || p == &current) return;
   }
   if (!run->check() && !run->lint()) return;
   f->pc = pc;

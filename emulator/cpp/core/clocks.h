@@ -35,8 +35,13 @@ struct Clocks {
   ClockVec global_published;     // the same in global memory; empty until a fence covers it
   ForeignPtr foreign, foreign_published;
   uint64_t grids = 0;            // kernels of this chain known to be complete
+  // What device-scope fences have pushed out of the cluster.  It travels through barriers: the write of one
+  // thread, fenced by that thread, is published by another thread's relaxed atomic after a barrier.
+  // Likewise what relaxed reads have met, which the next fence of any thread behind the barrier takes up.
+  ForeignPtr fenced, met;
+  uint64_t fenced_grids = 0, met_grids = 0;
 
-  void reset(size_t n) { seen.assign(n, 0); shared_published.assign(n, 0); global_published.clear(); foreign.reset(); foreign_published.reset(); }
+  void reset(size_t n) { seen.assign(n, 0); shared_published.assign(n, 0); global_published.clear(); foreign.reset(); foreign_published.reset(); fenced.reset(); met.reset(); }
   bool empty() const { return seen.empty(); }
   void join(const Clocks& o) {
     join_into(seen, o.seen);
@@ -44,7 +49,11 @@ struct Clocks {
     if (!o.global_published.empty()) join_into(global_published, o.global_published);
     if (o.foreign != foreign) foreign = join_foreign(foreign, o.foreign);
     if (o.foreign_published != foreign_published) foreign_published = join_foreign(foreign_published, o.foreign_published);
+    if (o.fenced != fenced) fenced = join_foreign(fenced, o.fenced);
+    if (o.met != met) met = join_foreign(met, o.met);
     grids |= o.grids;
+    fenced_grids |= o.fenced_grids;
+    met_grids |= o.met_grids;
   }
 };
 // What a device-scope release publishes, and an acquire takes up: knowledge that leaves the cluster.

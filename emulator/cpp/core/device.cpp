@@ -15,8 +15,10 @@ Allocation* Device::find(uintptr_t p) {
   return p - a.base < a.bytes ? last = &a : nullptr;
 }
 const Allocation* Device::near(uintptr_t p) {
-  for (auto& [base, a] : allocations) if (p - (base - kRedzone) < a.bytes + 2 * kRedzone) return &a;
-  return nullptr;
+  auto it = allocations.upper_bound(p + kRedzone);
+  if (it == allocations.begin()) return nullptr;
+  const Allocation& a = (--it)->second;
+  return p - (a.base - kRedzone) < a.bytes + 2 * kRedzone ? &a : nullptr;
 }
 bool Device::inside(const void* p, size_t n, std::string* why) {
   Allocation* a = find((uintptr_t)p);

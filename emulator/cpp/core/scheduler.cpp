@@ -4,6 +4,7 @@
 #include "core/device.h"
 #include "models/async.h"
 #include "models/exit_checks.h"
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -18,7 +19,11 @@ bool fault(int id) { return run->options.fault == id; }
 
 void poison(void* p, size_t bytes, Poison code) {
   auto* b = static_cast<uint8_t*>(p);
-  for (size_t i = 0; i < bytes; i++) b[i] = (uint8_t)(((uintptr_t)(b + i) & 1) ? code >> 8 : code & 0xff);
+  const auto byte_at = [code](const uint8_t* at) { return (uint8_t)(((uintptr_t)at & 1) ? code >> 8 : code & 0xff); };
+  if (bytes && ((uintptr_t)b & 1)) { *b = byte_at(b); b++; bytes--; }
+  auto* halves = reinterpret_cast<uint16_t*>(b);
+  std::fill(halves, halves + bytes / 2, (uint16_t)code);
+  if (bytes & 1) b[bytes - 1] = byte_at(b + bytes - 1);
 }
 
 // ---------------------------------------------------------------- threads

@@ -70,7 +70,6 @@ struct Fiber : ThreadIndex {
   bool cluster_arrived = false;
   Clocks clocks;
   std::map<uintptr_t, int> tensor_maps_acquired;   // by fence.proxy.tensormap: which version of each
-  Release fence_release, relaxed_seen;        // for fence + relaxed atomics
   uintptr_t stored = 0;                       // last plain global store, whose value is looked at later
   uint32_t stored_bytes = 0, stored_pc = 0;
 };

@@ -97,11 +97,12 @@ static void after_read(Fiber* f, uintptr_t p, bool acquire) {
     if (it->second.foreign)
       for (auto& [seq, snapshot] : *it->second.foreign) if (seq == f->home->cluster->seq) join_into(f->clocks.seen, *snapshot);
   } else {
-    f->relaxed_seen.join(it->second);
+    f->clocks.met = join_foreign(f->clocks.met, it->second.foreign);
+    f->clocks.met_grids |= it->second.grids;
   }
 }
 static void after_write(Fiber* f, uintptr_t p, bool release, bool continues) {
-  Release r = release ? knowledge(f) : f->fence_release;
+  Release r = release ? knowledge(f) : Release{f->clocks.fenced, f->clocks.fenced_grids};
   if (continues) r.join(run->releases[p]);               // a read-modify-write continues a release sequence
   if (r.empty()) run->releases.erase(p); else run->releases[p] = std::move(r);
   if (release) tick(f);

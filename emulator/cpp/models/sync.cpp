@@ -26,10 +26,11 @@ void model_fence_mbarrier_init(const Instr&, Frame&) { publish_mbarrier_inits();
 static void fence(int scope) {
   Fiber* me = self();
   if (scope == 0 || !run->check()) return;                // inside a block nothing but barriers passes knowledge on
-  me->fence_release.foreign = with_cluster(me->clocks.foreign, me->home->cluster->seq, me->clocks.seen);
-  me->fence_release.grids = me->clocks.grids;
-  me->clocks.foreign = join_foreign(me->clocks.foreign, me->relaxed_seen.foreign);
-  me->clocks.grids |= me->relaxed_seen.grids;
+  Clocks& k = me->clocks;
+  k.foreign = join_foreign(k.foreign, k.met);
+  k.grids |= k.met_grids;
+  k.fenced = with_cluster(k.foreign, me->home->cluster->seq, k.seen);
+  k.fenced_grids = k.grids;
   tick(me);
 }
 void threadfence(int scope) {

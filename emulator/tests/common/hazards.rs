@@ -24,7 +24,7 @@ fn equal<T: PartialEq + std::fmt::Debug>(got: &[T], want: &[T]) -> Outcome {
     }
 }
 fn conforms(r: &Rig, name: &str) -> Outcome {
-    let m = micro::all().into_iter().find(|m| m.name == name).expect("it is in the suite");
+    let m = micro::all().iter().find(|m| m.name == name).expect("it is in the suite");
     let got = m.run(r)?;
     m.same(&got, &m.want).map_err(|e| format!("wrong result: {e}"))
 }

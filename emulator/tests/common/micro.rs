@@ -4,6 +4,7 @@
 
 use super::*;
 use half::{bf16 as Bf16, f16 as F16};
+use std::sync::OnceLock;
 
 /// A tensor map over the input (or the output) of a micro-kernel.
 #[derive(Clone)]
@@ -74,13 +75,9 @@ impl Micro {
     }
 }
 
-pub fn all() -> Vec<Micro> {
-    let mut v = wgmma();
-    v.extend(matrix());
-    v.extend(alu());
-    v.extend(copies());
-    v.extend(clusters());
-    v
+pub fn all() -> &'static [Micro] {
+    static ALL: OnceLock<Vec<Micro>> = OnceLock::new();
+    ALL.get_or_init(|| [wgmma(), matrix(), alu(), copies(), clusters()].into_iter().flatten().collect())
 }
 
 fn words(w: impl IntoIterator<Item = u32>) -> Vec<u8> {
