@@ -36,3 +36,12 @@ fn the_generator_is_fixed() {
     let mut r = Rand(1);
     assert_eq!([r.next(), r.next()], [908_834_774, 1_093_944_153]);
 }
+#[test]
+fn the_same_seed_runs_the_same_way() {
+    let counts = || {
+        let rig = Rig::new(Options::checked(3))?;
+        common::cases::gemm(&rig, &[5, 130], 64, 200, 128, 2).unwrap();
+        Some(rig.driver.stats())
+    };
+    assert_eq!(counts(), counts());
+}

@@ -186,7 +186,7 @@ static Fiber* pick() {
       uint32_t best = 0;
       for (int k = 0; k < 6; k++) {
         const size_t j = run->rng.below((uint32_t)r.size());
-        const uint32_t p = 1 + run->warp_priority[(r[j]->home->cluster->seq * 37 + (uint32_t)r[j]->warp->index) & 255];
+        const uint32_t p = 1 + run->warp_priority[((r[j]->home->cluster->seq - run->first_seq) * 37 + (uint32_t)r[j]->warp->index) & 255];
         if (p > best) { best = p; i = j; }
       }
       if (run->rng.below(4096) == 0) for (auto& p : run->warp_priority) p = run->rng.below(1000);

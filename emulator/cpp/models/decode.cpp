@@ -15,7 +15,7 @@ static uint64_t special(Special s) {
   switch (s) {
     case Special::ClusterCtaRank: return f->home->rank;
     case Special::ClusterNumCtas: return f->home->cluster->blocks.size();
-    case Special::SmId: return f->home->cluster->seq % run->device->profile.sm_count;
+    case Special::SmId: return (f->home->cluster->seq - run->first_seq) % run->device->profile.sm_count;
     case Special::LaneId: return (uint64_t)f->lane;
   }
   return 0;
