@@ -21,18 +21,27 @@ fn main() {
 
     let probe = out.join("probe.cpp");
     fs::write(&probe, PROBE).expect("OUT_DIR is writable");
-    if base(&root, &kernels).file(&probe).cargo_metadata(false).cargo_warnings(false).try_compile("probe").is_err() {
+    if base(&root, &kernels)
+        .file(&probe)
+        .cargo_metadata(false)
+        .cargo_warnings(false)
+        .try_compile("probe")
+        .is_err()
+    {
         println!("cargo:warning=no C++20 compiler: the emulator is built without its models");
         println!("cargo:rustc-cfg=no_cxx");
         return;
     }
 
-    let mut objects = base(&root, &kernels).files(sources(&root.join("cpp"), "cpp")).compile_intermediates();
+    let mut objects =
+        base(&root, &kernels).files(sources(&root.join("cpp"), "cpp")).compile_intermediates();
     let mut cuda = sources(&kernels, "cu");
     cuda.extend(sources(&root.join("kernels"), "cu"));
     for (checked, namespace) in [(false, "moe_plain"), (true, "moe_checked")] {
         let mut build = base(&root, &kernels);
-        build.include(root.join("kernels")).define("MOE_EMULATOR_CHECKED", if checked { "1" } else { "0" });
+        build
+            .include(root.join("kernels"))
+            .define("MOE_EMULATOR_CHECKED", if checked { "1" } else { "0" });
         if checked {
             build.flag("-fsanitize=thread");
             // Entry and exit hooks tell nothing here and cost a call per function.
@@ -79,7 +88,10 @@ fn base(root: &Path, kernels: &Path) -> cc::Build {
         .warnings(false);
     if ubsan() {
         // Misaligned accesses are the emulator's to report; undefined behaviour is fatal.
-        build.flag("-fsanitize=undefined").flag("-fno-sanitize=alignment,vptr").flag("-fno-sanitize-recover=undefined");
+        build
+            .flag("-fsanitize=undefined")
+            .flag("-fno-sanitize=alignment,vptr")
+            .flag("-fno-sanitize-recover=undefined");
     }
     build
 }
@@ -91,10 +103,18 @@ fn ubsan() -> bool {
 /// A translation unit that compiles `source` inside `namespace`.
 fn wrap(source: &Path, namespace: &str, out: &Path) -> PathBuf {
     let stem = source.file_stem().expect("a file has a name").to_string_lossy().into_owned();
-    let parent = source.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned();
+    let parent = source
+        .parent()
+        .and_then(Path::file_name)
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
     let unit = out.join(namespace).join(format!("{parent}_{stem}.cpp"));
     fs::create_dir_all(unit.parent().expect("it was joined")).expect("OUT_DIR is writable");
-    let text = format!("#include \"emulator_device.h\"\nnamespace {namespace} {{\n#include \"{}\"\n}}\n", source.display());
+    let text = format!(
+        "#include \"emulator_device.h\"\nnamespace {namespace} {{\n#include \"{}\"\n}}\n",
+        source.display()
+    );
     if fs::read_to_string(&unit).ok().as_deref() != Some(&text) {
         fs::write(&unit, text).expect("OUT_DIR is writable");
     }

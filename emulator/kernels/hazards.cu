@@ -11,9 +11,11 @@
 
 // ---------------------------------------------------------------- cp.async to wgmma
 // out [64, 64] f32 = A B^T, both [64, 64] bf16.  A's rows are gathered by the first warpgroup through cp.async,
-// straight into the 128B swizzle; B comes by TMA.  The consumers fence between the wait and the product.
+// straight into the 128B swizzle; B comes by TMA.  Between the copies and the product somebody must fence the
+// proxies: the consumers after their wait, or each producer once its own copies have landed.
 struct GatherStorage { alignas(1024) bf16 a[64 * 64]; alignas(1024) bf16 b[64 * 64]; alignas(8) uint64_t full; };
-KERNEL(test_gathered_product, 256, 1, const __grid_constant__ TensorMap map_b, const bf16* a, const int* row_of, float* out) {
+template <bool kProducersFence>
+__device__ __forceinline__ void gathered_product(const TensorMap& map_b, const bf16* a, const int* row_of, float* out) {
   auto& s = shared_storage<GatherStorage>();
   const uint32_t full = shared_address(&s.full);
   if (threadIdx.x == 0) {
@@ -30,11 +32,18 @@ KERNEL(test_gathered_product, 256, 1, const __grid_constant__ TensorMap map_b, c
       const int r = i / 8, c = i % 8;
       ptx::cp_async_16(shared_address(s.a) + r * 128 + (c ^ (r & 7)) * 16, a + __ldg(row_of + r) * 64 + c * 8, 16);
     }
-    ptx::cp_async_arrive_noinc(full);
+    if (kProducersFence) {
+      ptx::cp_async_commit();
+      ptx::cp_async_wait<0>();
+      ptx::fence_proxy_async_shared();
+      ptx::mbarrier_arrive(full);
+    } else {
+      ptx::cp_async_arrive_noinc(full);
+    }
     return;
   }
   if (!FAULT(91)) ptx::mbarrier_wait(full, 0);
-  if (!FAULT(90)) ptx::fence_proxy_async_shared();
+  if (!kProducersFence && !FAULT(90)) ptx::fence_proxy_async_shared();
   float acc[32];
   ptx::wgmma_fence();
 #pragma unroll
@@ -44,6 +53,12 @@ KERNEL(test_gathered_product, 256, 1, const __grid_constant__ TensorMap map_b, c
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32 - 4;
 #pragma unroll
   for (int i = 0; i < 32; i++) out[(warp * 16 + (lane >> 2) + ((i >> 1) & 1) * 8) * 64 + (i >> 2) * 8 + (lane & 3) * 2 + (i & 1)] = acc[i];
+}
+KERNEL(test_gathered_product, 256, 1, const __grid_constant__ TensorMap map_b, const bf16* a, const int* row_of, float* out) {
+  gathered_product<false>(map_b, a, row_of, out);
+}
+KERNEL(test_gathered_product_producers_fence, 256, 1, const __grid_constant__ TensorMap map_b, const bf16* a, const int* row_of, float* out) {
+  gathered_product<true>(map_b, a, row_of, out);
 }
 
 // ---------------------------------------------------------------- a tile of which half the rows exist

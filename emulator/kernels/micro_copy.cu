@@ -28,6 +28,8 @@ LOAD(tma_load_2d_policy, 4096, ptx::tma_load_2d_policy(tile, &map_a, 0, 0, bar, 
 LOAD(tma_load_3d, 2048, ptx::tma_load_3d(tile, &map_a, 8, 3, 1, bar))
 LOAD(tma_load_4d, 2048, ptx::tma_load_4d(tile, &map_a, 8, 1, 0, 2, bar))
 LOAD(tma_load_5d, 2048, ptx::tma_load_5d(tile, &map_a, 8, 1, 0, 1, -1, bar))
+// A ragged map: rows 8 to 40 of a group of twenty that begins at row 10 of the tensor; zero past the group's end.
+LOAD(tma_load_4d_ragged, 4096, ptx::tma_load_4d(tile, &map_a, 0, (1 << 30) - 20 + 8, 10 + 20, 1 << 30, bar))
 LOAD(bulk_load, 1024, ptx::bulk_load(tile, p.in + 64, 1024, bar))
 
 #define STORE(name, bytes, call)                                                                    \

@@ -5,8 +5,8 @@ use crate::ffi::{self, Args, Device, Kernel, LaunchOp};
 use crate::options::{Options, Profile, Stats};
 use crate::queue::{EventState, Op, State, StreamState};
 use moe_kernels::cuda::driver::{
-    DevicePtr, DeviceProperties, Driver, DriverError, Event, Function, FunctionAttributes, Graph, KernelArg,
-    LaunchConfig, Module, Result, Stream, TensorMap, TensorMapDesc,
+    DeviceProperties, DevicePtr, Driver, DriverError, Event, Function, FunctionAttributes, Graph,
+    KernelArg, LaunchConfig, Module, Result, Stream, TensorMap, TensorMapDesc,
 };
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -85,13 +85,20 @@ impl EmulatedDriver {
     /// The state, for a call that waits or allocates: CUDA refuses those while any stream captures.
     fn state_outside_capture(&self, what: &'static str) -> Result<MutexGuard<'_, State>> {
         let s = self.state()?;
-        if s.streams.values().any(|s| s.capture.is_some()) { Err(DriverError::Capturing(what)) } else { Ok(s) }
+        if s.streams.values().any(|s| s.capture.is_some()) {
+            Err(DriverError::Capturing(what))
+        } else {
+            Ok(s)
+        }
     }
     fn check_range(s: &mut State, what: &'static str, ptr: DevicePtr, bytes: usize) -> Result<()> {
         if s.device.contains(ptr.0, bytes) {
             return Ok(());
         }
-        Err(DriverError::InvalidValue { what, why: format!("{bytes} bytes at {:#x} are not inside one allocation", ptr.0) })
+        Err(DriverError::InvalidValue {
+            what,
+            why: format!("{bytes} bytes at {:#x} are not inside one allocation", ptr.0),
+        })
     }
     fn submit(s: &mut State, stream: Stream, op: Op) -> Result<()> {
         let q = s.streams.get_mut(&stream.0).ok_or(unknown("stream", stream.0))?;
@@ -111,22 +118,42 @@ impl EmulatedDriver {
         lock(&self.functions).get(&f.0).cloned().ok_or(unknown("function", f.0))
     }
     /// What a real driver checks when it is asked to launch.
-    fn check_launch(&self, k: &Kernel, opted_in: u32, c: &LaunchConfig, args: &[KernelArg<'_>]) -> Result<()> {
+    fn check_launch(
+        &self,
+        k: &Kernel,
+        opted_in: u32,
+        c: &LaunchConfig,
+        args: &[KernelArg<'_>],
+    ) -> Result<()> {
         let p = &self.properties;
         let refuse = |why: String| Err(DriverError::Launch { kernel: k.name.clone(), why });
-        let given: Vec<u32> = args.iter().map(|a| u32::try_from(a.size()).unwrap_or(u32::MAX)).collect();
+        let given: Vec<u32> =
+            args.iter().map(|a| u32::try_from(a.size()).unwrap_or(u32::MAX)).collect();
         if given != k.param_sizes {
-            return refuse(format!("arguments of {given:?} bytes where the kernel takes {:?}", k.param_sizes));
+            return refuse(format!(
+                "arguments of {given:?} bytes where the kernel takes {:?}",
+                k.param_sizes
+            ));
         }
         let (threads, cluster) = (c.block.volume(), c.cluster.volume());
         if threads == 0 || threads > u64::from(k.max_threads).min(1024) || c.block.z > 64 {
-            return refuse(format!("{threads} threads per block; its launch bounds allow {}", k.max_threads));
+            return refuse(format!(
+                "{threads} threads per block; its launch bounds allow {}",
+                k.max_threads
+            ));
         }
-        if c.grid.volume() == 0 || c.grid.x > i32::MAX as u32 || c.grid.y > 65535 || c.grid.z > 65535 {
+        if c.grid.volume() == 0
+            || c.grid.x > i32::MAX as u32
+            || c.grid.y > 65535
+            || c.grid.z > 65535
+        {
             return refuse(format!("a grid of {:?}", c.grid));
         }
         if c.shared_bytes > opted_in {
-            return refuse(format!("{} bytes of shared memory; {opted_in} were opted in to", c.shared_bytes));
+            return refuse(format!(
+                "{} bytes of shared memory; {opted_in} were opted in to",
+                c.shared_bytes
+            ));
         }
         if cluster == 0 || cluster > 8 {
             return refuse(format!("a cluster of {cluster} blocks"));
@@ -134,8 +161,15 @@ impl EmulatedDriver {
         if (cluster > 1 || c.programmatic) && p.compute_capability < 90 {
             return refuse("clusters and programmatic launches need compute capability 9.0".into());
         }
-        if c.grid.x % c.cluster.x != 0 || c.grid.y % c.cluster.y != 0 || c.grid.z % c.cluster.z != 0 {
-            return refuse(format!("a grid of {:?} is no multiple of the cluster {:?}", c.grid, c.cluster));
+        let whole = |blocks: u32, cluster: u32| blocks.is_multiple_of(cluster);
+        if !(whole(c.grid.x, c.cluster.x)
+            && whole(c.grid.y, c.cluster.y)
+            && whole(c.grid.z, c.cluster.z))
+        {
+            return refuse(format!(
+                "a grid of {:?} is no multiple of the cluster {:?}",
+                c.grid, c.cluster
+            ));
         }
         Ok(())
     }
@@ -144,7 +178,10 @@ impl EmulatedDriver {
     }
 }
 
-#[expect(unsafe_code, reason = "the trait's launches are unsafe to call; these bodies are not unsafe")]
+#[expect(
+    unsafe_code,
+    reason = "the trait's launches are unsafe to call; these bodies are not unsafe"
+)]
 impl Driver for EmulatedDriver {
     fn properties(&self) -> &DeviceProperties {
         &self.properties
@@ -153,7 +190,10 @@ impl Driver for EmulatedDriver {
     fn alloc(&self, bytes: usize) -> Result<DevicePtr> {
         let mut s = self.state_outside_capture("alloc")?;
         if bytes == 0 {
-            return Err(DriverError::InvalidValue { what: "bytes", why: "an allocation of nothing".into() });
+            return Err(DriverError::InvalidValue {
+                what: "bytes",
+                why: "an allocation of nothing".into(),
+            });
         }
         if s.bytes_in_use + bytes as u64 > self.properties.memory_bytes {
             return Err(DriverError::OutOfMemory { bytes });
@@ -171,7 +211,10 @@ impl Driver for EmulatedDriver {
             s.flush_all().map_err(fault_error)?;
         }
         if !s.device.free(ptr.0) {
-            return Err(DriverError::InvalidValue { what: "ptr", why: format!("{:#x} is not an allocation", ptr.0) });
+            return Err(DriverError::InvalidValue {
+                what: "ptr",
+                why: format!("{:#x} is not an allocation", ptr.0),
+            });
         }
         let size = s.sizes.remove(&ptr.0).unwrap_or(0);
         s.bytes_in_use -= size;
@@ -205,9 +248,11 @@ impl Driver for EmulatedDriver {
         Ok(Module(self.state()?.handle()))
     }
     fn function(&self, _module: Module, name: &str) -> Result<Function> {
-        let kernel = ffi::find_kernel(name).ok_or_else(|| DriverError::UnknownFunction { name: name.to_owned() })?;
+        let kernel = ffi::find_kernel(name)
+            .ok_or_else(|| DriverError::UnknownFunction { name: name.to_owned() })?;
         let handle = self.state()?.handle();
-        lock(&self.functions).insert(handle, (kernel, DEFAULT_SHARED.min(self.properties.max_shared_per_block)));
+        lock(&self.functions)
+            .insert(handle, (kernel, DEFAULT_SHARED.min(self.properties.max_shared_per_block)));
         Ok(Function(handle))
     }
     fn function_attributes(&self, function: Function) -> Result<FunctionAttributes> {
@@ -222,7 +267,10 @@ impl Driver for EmulatedDriver {
     fn set_max_dynamic_shared(&self, function: Function, bytes: u32) -> Result<()> {
         let most = self.properties.max_shared_per_block;
         if bytes > most {
-            return Err(DriverError::InvalidValue { what: "bytes", why: format!("{bytes} bytes of shared memory; the device has {most}") });
+            return Err(DriverError::InvalidValue {
+                what: "bytes",
+                why: format!("{bytes} bytes of shared memory; the device has {most}"),
+            });
         }
         let mut functions = lock(&self.functions);
         functions.get_mut(&function.0).ok_or(unknown("function", function.0))?.1 = bytes;
@@ -238,7 +286,13 @@ impl Driver for EmulatedDriver {
         Ok(by_shared.min(by_registers).min(2048 / threads.next_multiple_of(32)).min(32))
     }
 
-    unsafe fn launch(&self, function: Function, config: &LaunchConfig, args: &[KernelArg<'_>], stream: Stream) -> Result<()> {
+    unsafe fn launch(
+        &self,
+        function: Function,
+        config: &LaunchConfig,
+        args: &[KernelArg<'_>],
+        stream: Stream,
+    ) -> Result<()> {
         let (kernel, opted_in) = self.kernel(function)?;
         self.check_launch(&kernel, opted_in, config, args)?;
         let options = lock(&self.options).clone();
@@ -312,14 +366,21 @@ impl Driver for EmulatedDriver {
         let mut s = self.state_outside_capture("synchronize_event")?;
         let e = s.events.get(&event.0).ok_or(unknown("event", event.0))?;
         let (stream, version, done) = (e.stream, e.version, e.done);
-        if done < version { s.flush(stream, Some((event.0, version))).map_err(fault_error) } else { Ok(()) }
+        if done < version {
+            s.flush(stream, Some((event.0, version))).map_err(fault_error)
+        } else {
+            Ok(())
+        }
     }
     fn elapsed_ms(&self, from: Event, to: Event) -> Result<f32> {
         self.synchronize_event(to)?;
         let s = self.state()?;
         let at = |e: Event| {
             let state = s.events.get(&e.0).ok_or(unknown("event", e.0))?;
-            state.at.ok_or(DriverError::InvalidValue { what: "event", why: "it was never recorded".into() })
+            state.at.ok_or(DriverError::InvalidValue {
+                what: "event",
+                why: "it was never recorded".into(),
+            })
         };
         Ok(at(to)?.saturating_duration_since(at(from)?).as_secs_f32() * 1e3)
     }
@@ -336,7 +397,10 @@ impl Driver for EmulatedDriver {
     fn end_capture(&self, stream: Stream) -> Result<Graph> {
         let mut s = self.state()?;
         let q = s.streams.get_mut(&stream.0).ok_or(unknown("stream", stream.0))?;
-        let ops = q.capture.take().ok_or(DriverError::InvalidValue { what: "stream", why: "it is not capturing".into() })?;
+        let ops = q.capture.take().ok_or(DriverError::InvalidValue {
+            what: "stream",
+            why: "it is not capturing".into(),
+        })?;
         let handle = s.handle();
         s.graphs.insert(handle, ops);
         Ok(Graph(handle))

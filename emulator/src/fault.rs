@@ -54,8 +54,25 @@ impl FaultKind {
     pub(crate) fn from_code(code: i32) -> Self {
         use FaultKind::*;
         const KINDS: [FaultKind; 19] = [
-            Race, Proxy, Deadlock, Watchdog, OutOfBounds, Misaligned, Uninitialised, Taint, Barrier, Divergence,
-            Async, Wgmma, Ptx, TensorMap, Registers, Cluster, Trap, Launch, Unsupported,
+            Race,
+            Proxy,
+            Deadlock,
+            Watchdog,
+            OutOfBounds,
+            Misaligned,
+            Uninitialised,
+            Taint,
+            Barrier,
+            Divergence,
+            Async,
+            Wgmma,
+            Ptx,
+            TensorMap,
+            Registers,
+            Cluster,
+            Trap,
+            Launch,
+            Unsupported,
         ];
         usize::try_from(code - 1).ok().and_then(|i| KINDS.get(i)).copied().unwrap_or(Unsupported)
     }

@@ -134,7 +134,12 @@ mod models {
         fn emu_kernel_params(kernel: *const c_void, sizes: *mut *const u32) -> u32;
         fn emu_kernel_bounds(kernel: *const c_void, max_threads: *mut u32, min_blocks: *mut u32);
         fn emu_kernel_at(index: usize) -> *const c_char;
-        fn emu_tensor_map(map: *mut c_void, args: *const RawTensorMap, err: *mut c_char, err_len: usize) -> c_int;
+        fn emu_tensor_map(
+            map: *mut c_void,
+            args: *const RawTensorMap,
+            err: *mut c_char,
+            err_len: usize,
+        ) -> c_int;
         fn emu_run(
             device: *mut RawDevice,
             chain: *const RawLaunch,
@@ -155,9 +160,16 @@ mod models {
     impl Device {
         pub(crate) fn new(profile: &Profile) -> Result<Self, Unavailable> {
             let p = &profile.properties;
-            let raw = RawProfile { arch: p.compute_capability, sm_count: p.sm_count, max_shared_bytes: p.max_shared_per_block };
+            let raw = RawProfile {
+                arch: p.compute_capability,
+                sm_count: p.sm_count,
+                max_shared_bytes: p.max_shared_per_block,
+            };
             // SAFETY: the profile is read during the call only; the result is owned by `Device`.
-            Ok(Self(NonNull::new(unsafe { emu_device_new(&raw) }).expect("operator new does not return null")))
+            Ok(Self(
+                NonNull::new(unsafe { emu_device_new(&raw) })
+                    .expect("operator new does not return null"),
+            ))
         }
         pub(crate) fn alloc(&mut self, bytes: usize) -> Option<u64> {
             // SAFETY: the device lives as long as self.
@@ -180,10 +192,15 @@ mod models {
         pub(crate) fn read(&mut self, ptr: u64, bytes: &mut [u8]) {
             assert!(self.contains(ptr, bytes.len()), "checked by the caller");
             // SAFETY: as in `write`; device memory is initialised (with poison) when it is allocated.
-            unsafe { std::ptr::copy_nonoverlapping(ptr as *const u8, bytes.as_mut_ptr(), bytes.len()) }
+            unsafe {
+                std::ptr::copy_nonoverlapping(ptr as *const u8, bytes.as_mut_ptr(), bytes.len())
+            }
         }
         pub(crate) fn copy(&mut self, dst: u64, src: u64, bytes: usize) {
-            assert!(self.contains(dst, bytes) && self.contains(src, bytes), "checked by the caller");
+            assert!(
+                self.contains(dst, bytes) && self.contains(src, bytes),
+                "checked by the caller"
+            );
             // SAFETY: both ranges lie in live allocations of this device; they may overlap.
             unsafe { std::ptr::copy(src as *const u8, dst as *mut u8, bytes) }
         }
@@ -202,7 +219,8 @@ mod models {
                 .iter()
                 .zip(&pointers)
                 .map(|(l, args)| RawLaunch {
-                    kernel: (if checked { l.kernel.checked } else { l.kernel.plain }) as *const c_void,
+                    kernel: (if checked { l.kernel.checked } else { l.kernel.plain })
+                        as *const c_void,
                     grid: dim(l.config.grid),
                     block: dim(l.config.block),
                     cluster: dim(l.config.cluster),
@@ -228,9 +246,19 @@ mod models {
             // addresses come from emu_find_kernel. What the kernels do with their arguments is what the
             // caller of `Driver::launch` vouched for.
             let code = unsafe {
-                emu_run(self.0.as_ptr(), raw.as_ptr(), raw.len(), &raw_options, &mut stats, report.as_mut_ptr().cast(), report.len())
+                emu_run(
+                    self.0.as_ptr(),
+                    raw.as_ptr(),
+                    raw.len(),
+                    &raw_options,
+                    &mut stats,
+                    report.as_mut_ptr().cast(),
+                    report.len(),
+                )
             };
-            let report = CStr::from_bytes_until_nul(&report).map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+            let report = CStr::from_bytes_until_nul(&report)
+                .map(|s| s.to_string_lossy().into_owned())
+                .unwrap_or_default();
             if code != 0 {
                 return Err(Fault { kind: FaultKind::from_code(code), report });
             }
@@ -248,7 +276,8 @@ mod models {
     pub(crate) fn find_kernel(name: &str) -> Option<Kernel> {
         let c = CString::new(name).ok()?;
         // SAFETY: the name is a C string; entries of the registry are static.
-        let (plain, checked) = unsafe { (emu_find_kernel(c.as_ptr(), 0), emu_find_kernel(c.as_ptr(), 1)) };
+        let (plain, checked) =
+            unsafe { (emu_find_kernel(c.as_ptr(), 0), emu_find_kernel(c.as_ptr(), 1)) };
         if plain.is_null() || checked.is_null() {
             return None;
         }
@@ -259,7 +288,14 @@ mod models {
             let n = emu_kernel_params(plain, &mut sizes);
             std::slice::from_raw_parts(sizes, n as usize).to_vec()
         };
-        Some(Kernel { name: name.to_owned(), max_threads, min_blocks, param_sizes, plain: plain as usize, checked: checked as usize })
+        Some(Kernel {
+            name: name.to_owned(),
+            max_threads,
+            min_blocks,
+            param_sizes,
+            plain: plain as usize,
+            checked: checked as usize,
+        })
     }
 
     pub(crate) fn kernel_names() -> Vec<String> {
@@ -281,7 +317,11 @@ mod models {
             strides: [0; 4],
             box_dims: [0; 5],
         };
-        if desc.dims.is_empty() || desc.dims.len() > 5 || desc.box_dims.len() != desc.dims.len() || desc.strides.len() + 1 != desc.dims.len() {
+        if desc.dims.is_empty()
+            || desc.dims.len() > 5
+            || desc.box_dims.len() != desc.dims.len()
+            || desc.strides.len() + 1 != desc.dims.len()
+        {
             return Err(format!(
                 "{} dimensions, {} strides and {} box dimensions do not fit together",
                 desc.dims.len(),
@@ -295,11 +335,15 @@ mod models {
         let mut map = TensorMap([0; 16]);
         let mut err = [0_u8; 256];
         // SAFETY: the map has 128 bytes, and the message buffer the given length.
-        let code = unsafe { emu_tensor_map((&raw mut map).cast(), &raw, err.as_mut_ptr().cast(), err.len()) };
+        let code = unsafe {
+            emu_tensor_map((&raw mut map).cast(), &raw, err.as_mut_ptr().cast(), err.len())
+        };
         if code == 0 {
             return Ok(map);
         }
-        Err(CStr::from_bytes_until_nul(&err).map(|s| s.to_string_lossy().into_owned()).unwrap_or_default())
+        Err(CStr::from_bytes_until_nul(&err)
+            .map(|s| s.to_string_lossy().into_owned())
+            .unwrap_or_default())
     }
 
     #[cfg(test)]

@@ -72,7 +72,9 @@ impl State {
     /// Runs a stream's work up to its end, or up to a recording.
     pub(crate) fn flush(&mut self, stream: u64, until: Option<(u64, u64)>) -> Result<(), Fault> {
         loop {
-            let Some(op) = self.streams.get_mut(&stream).and_then(|s| s.queue.pop_front()) else { return Ok(()) };
+            let Some(op) = self.streams.get_mut(&stream).and_then(|s| s.queue.pop_front()) else {
+                return Ok(());
+            };
             match op {
                 Op::Launch(first) => self.run_chain(stream, *first)?,
                 Op::Upload { dst, data } => self.device.write(dst, &data),
@@ -110,7 +112,8 @@ impl State {
         // The first kernel of a chain has nothing to overlap.
         chain[0].config.programmatic = false;
         let queue = &mut self.streams.get_mut(&stream).expect("its work was just taken").queue;
-        while matches!(queue.front(), Some(Op::Launch(l)) if l.config.programmatic && l.options == chain[0].options && chain.len() < 64) {
+        while matches!(queue.front(), Some(Op::Launch(l)) if l.config.programmatic && l.options == chain[0].options && chain.len() < 64)
+        {
             if let Some(Op::Launch(l)) = queue.pop_front() {
                 chain.push(*l);
             }

@@ -19,7 +19,10 @@ fn every_wrapper_computes_the_truth() {
     for m in micro::all() {
         for seed in 0..3 {
             let Some(rig) = Rig::new(Options::checked(seed)) else { return };
-            let result = m.run(&rig).map_err(|e| format!("{}: {e}", m.name)).and_then(|got| m.same(&got, &m.want));
+            let result = m
+                .run(&rig)
+                .map_err(|e| format!("{}: {e}", m.name))
+                .and_then(|got| m.same(&got, &m.want));
             if let Err(e) = result {
                 wrong += &format!("seed {seed}: {e}\n");
                 break;

@@ -16,7 +16,12 @@ struct Mistake {
     /// The kinds of report that name it; empty: a wrong value is what shows.
     reports: &'static [FaultKind],
 }
-const fn m(id: i32, what: &'static str, cases: &'static str, reports: &'static [FaultKind]) -> Mistake {
+const fn m(
+    id: i32,
+    what: &'static str,
+    cases: &'static str,
+    reports: &'static [FaultKind],
+) -> Mistake {
     Mistake { id, what, cases, reports }
 }
 const SEEDS: u64 = 8;
@@ -66,10 +71,25 @@ const MISTAKES: &[Mistake] = &[
     m(71, "descriptor says 64B swizzle", "gemm", &[]),
     m(72, "descriptor address cut short", "gemm", &[Race]),
     m(80, "changed tensor map used without its proxy fence", "tensor map", &[Proxy]),
-    m(81, "cluster barrier missing before blocks signal each other", "multicast", &[Race, Barrier, Proxy, Cluster]),
+    m(
+        81,
+        "cluster barrier missing before blocks signal each other",
+        "multicast",
+        &[Race, Barrier, Proxy, Cluster],
+    ),
     m(82, "multicast mask leaves a block out", "multicast", &[Deadlock]),
-    m(83, "neighbour's shared memory read before it is written", "distributed", &[Race, Uninitialised]),
-    m(84, "block exits while others use its shared memory", "distributed", &[Cluster, Race, Deadlock]),
+    m(
+        83,
+        "neighbour's shared memory read before it is written",
+        "distributed",
+        &[Race, Uninitialised],
+    ),
+    m(
+        84,
+        "block exits while others use its shared memory",
+        "distributed",
+        &[Cluster, Race, Deadlock],
+    ),
     m(85, "remote arrivals not waited for", "remote arrive", &[Race, Uninitialised]),
     m(90, "wgmma reads cp.async data without a proxy fence", "gathered", &[Proxy]),
     m(91, "wgmma reads cp.async data without waiting for it", "gathered", &[Race]),
@@ -100,7 +120,10 @@ fn hunt(mistakes: &[Mistake]) {
         for seed in 0..SEEDS {
             let mut found = None;
             for case in CASES.iter().chain(HAZARDS).filter(|c| c.name.starts_with(mistake.cases)) {
-                let Some(rig) = Rig::new(Options { fault: mistake.id, ..Options::checked(seed) }) else { return };
+                let Some(rig) = Rig::new(Options { fault: mistake.id, ..Options::checked(seed) })
+                else {
+                    return;
+                };
                 if let Err(report) = (case.run)(&rig) {
                     found = Some((rig.driver.fault().map(|f| f.kind), report));
                     break;
@@ -113,7 +136,12 @@ fn hunt(mistakes: &[Mistake]) {
             caught += 1;
             let right = kind.map_or(mistake.reports.is_empty(), |k| mistake.reports.contains(&k));
             if !right {
-                trouble += &format!("{} ({}), seed {seed}: unexpected report {kind:?}: {}\n", mistake.id, mistake.what, report.lines().next().unwrap_or_default());
+                trouble += &format!(
+                    "{} ({}), seed {seed}: unexpected report {kind:?}: {}\n",
+                    mistake.id,
+                    mistake.what,
+                    report.lines().next().unwrap_or_default()
+                );
             }
         }
         println!("{:2} {:50} caught at {caught} of {SEEDS} seeds", mistake.id, mistake.what);
@@ -139,7 +167,11 @@ fn mistakes_in_the_last_third_are_caught() {
 fn a_race_names_both_sides() {
     let Some(rig) = Rig::new(Options { fault: 13, ..Options::checked(1) }) else { return };
     let report = common::cases::permute(&rig, 100, 2, 8, 64).expect_err("fault 13 races");
-    assert_eq!(report.matches("permute.cu:").count(), 3, "both accesses and the thread's place: {report}");
+    assert_eq!(
+        report.matches("permute.cu:").count(),
+        3,
+        "both accesses and the thread's place: {report}"
+    );
     for part in ["race on smem+", "is not ordered with", "kernel test_scatter", "thread "] {
         assert!(report.contains(part), "no `{part}` in: {report}");
     }
@@ -147,8 +179,11 @@ fn a_race_names_both_sides() {
 #[test]
 fn a_deadlock_says_who_waits_for_what() {
     let Some(rig) = Rig::new(Options { fault: 38, ..Options::checked(0) }) else { return };
-    let report = common::cases::gemm(&rig, &[100, 28], 128, 776, 128, 2).expect_err("fault 38 deadlocks");
-    for part in ["deadlock", "wait for parity", "of 8 arrivals missing", "grouped_gemm.cu:", "threads 128-"] {
+    let report =
+        common::cases::gemm(&rig, &[100, 28], 128, 776, 128, 2).expect_err("fault 38 deadlocks");
+    for part in
+        ["deadlock", "wait for parity", "of 8 arrivals missing", "grouped_gemm.cu:", "threads 128-"]
+    {
         assert!(report.contains(part), "no `{part}` in: {report}");
     }
 }

@@ -24,7 +24,10 @@ fn gemm(checks: Checks, columns: u32) -> Option<f64> {
 #[test]
 fn a_fused_grouped_gemm_runs_in_a_fifth_of_a_second_with_all_checks() {
     let Some(checked) = gemm(Checks::Full, 256) else { return };
-    let (asynchronous, plain) = (gemm(Checks::Async, 256).unwrap(), gemm(Checks::None, 256).unwrap());
-    println!("E=8 M=512 N=256 K=256, fused SwiGLU: {plain:.3} s plain, {asynchronous:.3} s async checks, {checked:.3} s all checks");
+    let (asynchronous, plain) =
+        (gemm(Checks::Async, 256).unwrap(), gemm(Checks::None, 256).unwrap());
+    println!(
+        "E=8 M=512 N=256 K=256, fused SwiGLU: {plain:.3} s plain, {asynchronous:.3} s async checks, {checked:.3} s all checks"
+    );
     assert!(checked < 0.2, "{checked:.3} s");
 }

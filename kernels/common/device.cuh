@@ -3,7 +3,8 @@
 // Device build: PTX(text, outputs, inputs) is an asm statement.  Emulator build: the same text is
 // decoded and executed by the emulator, so operand order, modifiers and immediates are tested where
 // there is no GPU.  Operands are written with the letters below; an operand in brackets in the text is
-// an address.  KERNEL(...) opens an exported kernel.
+// an address.  KERNEL(...) opens an exported kernel; shared_address() gives 32-bit addresses in the shared
+// window, which are never cast back.
 #pragma once
 #include <stdint.h>
 
@@ -39,6 +40,9 @@
   static void name(__VA_ARGS__)
 #define FAULT(id) ::emu::fault(id)
 #define MOE_ARCH (::emu::arch())
+// Shared memory is one struct per kernel; a launch passes at least its size.
+template <class T> inline T& shared_storage() { return *static_cast<T*>(::emu::shared_storage(sizeof(T), alignof(T))); }
+inline uint32_t shared_address(const void* p) { return ::emu::shared_address(p); }
 #else
 #define I16(x) "h"(x)
 #define I32(x) "r"(x)
@@ -61,14 +65,6 @@
 #else
 #define MOE_ARCH 0
 #endif
-#endif
-
-// Shared memory is one struct per kernel; a launch passes at least its size.  Addresses in the shared
-// window are 32-bit numbers, never cast back.
-#if defined(MOE_EMULATOR)
-template <class T> inline T& shared_storage() { return *static_cast<T*>(::emu::shared_storage(sizeof(T), alignof(T))); }
-inline uint32_t shared_address(const void* p) { return ::emu::shared_address(p); }
-#else
 template <class T> __device__ __forceinline__ T& shared_storage() {
   extern __shared__ __align__(1024) unsigned char moe_dynamic_shared[];
   return *reinterpret_cast<T*>(moe_dynamic_shared);

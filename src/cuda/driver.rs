@@ -219,11 +219,7 @@ pub struct KernelArg<'a> {
 impl<'a> KernelArg<'a> {
     /// Borrows a value, whose type must be what the kernel declares: `repr(C)`, of the same size.
     pub fn new<T: Copy>(value: &'a T) -> Self {
-        Self {
-            ptr: std::ptr::from_ref(value).cast(),
-            bytes: size_of::<T>(),
-            value: PhantomData,
-        }
+        Self { ptr: std::ptr::from_ref(value).cast(), bytes: size_of::<T>(), value: PhantomData }
     }
     /// Where the value lies.
     #[must_use]

@@ -4,6 +4,7 @@
 
 use super::*;
 use half::{bf16 as Bf16, f16 as F16};
+use std::cmp::Ordering;
 use std::sync::OnceLock;
 
 /// A tensor map over the input (or the output) of a micro-kernel.
@@ -35,22 +36,51 @@ pub struct Micro {
 impl Micro {
     fn new(name: &str, threads: u32, input: Vec<u8>, want: Vec<u8>) -> Self {
         let out = vec![0; want.len()];
-        Self { name: format!("micro_{name}"), threads, blocks: 1, shared: 64 << 10, input, maps: [None, None], out, want, tolerance: None }
+        Self {
+            name: format!("micro_{name}"),
+            threads,
+            blocks: 1,
+            shared: 64 << 10,
+            input,
+            maps: [None, None],
+            out,
+            want,
+            tolerance: None,
+        }
     }
     /// Runs it, and gives what it wrote.
     pub fn run(&self, r: &Rig) -> Result<Vec<u8>, String> {
         let (input, out) = (r.upload(&self.input), r.upload(&self.out));
-        let nothing = Map { over_out: false, offset: 0, element: TensorElement::U8, dims: vec![16], strides: vec![], box_dims: vec![16], swizzle: TensorSwizzle::None };
+        let nothing = Map {
+            over_out: false,
+            offset: 0,
+            element: TensorElement::U8,
+            dims: vec![16],
+            strides: vec![],
+            box_dims: vec![16],
+            swizzle: TensorSwizzle::None,
+        };
         let map = |m: &Option<Map>| {
             let m = m.as_ref().unwrap_or(&nothing).clone();
             let base = (if m.over_out { out } else { input }).offset(m.offset);
-            r.driver.encode_tensor_map(&TensorMapDesc { base, element: m.element, dims: m.dims, strides: m.strides, box_dims: m.box_dims, swizzle: m.swizzle })
+            r.driver.encode_tensor_map(&TensorMapDesc {
+                base,
+                element: m.element,
+                dims: m.dims,
+                strides: m.strides,
+                box_dims: m.box_dims,
+                swizzle: m.swizzle,
+            })
         };
         let (a, b) = (map(&self.maps[0]).map_err(text)?, map(&self.maps[1]).map_err(text)?);
         let params = [input.0, out.0];
         let mut config = LaunchConfig::linear(self.blocks, self.threads).with_shared(self.shared);
         config.cluster = Dim3::linear(self.blocks);
-        r.run(&self.name, config, &[KernelArg::new(&a), KernelArg::new(&b), KernelArg::new(&params)])?;
+        r.run(
+            &self.name,
+            config,
+            &[KernelArg::new(&a), KernelArg::new(&b), KernelArg::new(&params)],
+        )?;
         r.download(out, self.out.len())
     }
     /// Whether `got` is `want`, a golden file or the truth.
@@ -62,12 +92,18 @@ impl Micro {
         let Some(tolerance) = self.tolerance else {
             return match got.iter().zip(want).position(|(a, b)| a != b) {
                 None => Ok(()),
-                Some(i) => Err(format!("{}: byte {i} is {:#x}, not {:#x}", self.name, got[i], want[i])),
+                Some(i) => {
+                    Err(format!("{}: byte {i} is {:#x}, not {:#x}", self.name, got[i], want[i]))
+                }
             };
         };
         for (i, (a, b)) in got.chunks_exact(4).zip(want.chunks_exact(4)).enumerate() {
             let (a, b) = (f32::from_bytes(a), f32::from_bytes(b));
-            if !((a - b).abs() <= tolerance * b.abs().max(1e-3)) {
+            if (a - b)
+                .abs()
+                .partial_cmp(&(tolerance * b.abs().max(1e-3)))
+                .is_none_or(Ordering::is_gt)
+            {
                 return Err(format!("{}: float {i} is {a}, not {b}", self.name));
             }
         }
@@ -77,7 +113,9 @@ impl Micro {
 
 pub fn all() -> &'static [Micro] {
     static ALL: OnceLock<Vec<Micro>> = OnceLock::new();
-    ALL.get_or_init(|| [wgmma(), matrix(), alu(), copies(), clusters()].into_iter().flatten().collect())
+    ALL.get_or_init(|| {
+        [wgmma(), matrix(), alu(), copies(), clusters()].into_iter().flatten().collect()
+    })
 }
 
 fn words(w: impl IntoIterator<Item = u32>) -> Vec<u8> {
@@ -128,7 +166,10 @@ fn e5m2(code: u8) -> f32 {
 fn nearest_fp8(x: f32, decode: fn(u8) -> f32, largest: u8) -> u8 {
     let sign = if x.is_sign_negative() { 0x80 } else { 0 };
     let best = (0..=largest).min_by(|&a, &b| {
-        let (da, db) = ((f64::from(decode(a)) - f64::from(x.abs())).abs(), (f64::from(decode(b)) - f64::from(x.abs())).abs());
+        let (da, db) = (
+            (f64::from(decode(a)) - f64::from(x.abs())).abs(),
+            (f64::from(decode(b)) - f64::from(x.abs())).abs(),
+        );
         da.total_cmp(&db).then((a & 1).cmp(&(b & 1)))
     });
     sign | best.unwrap()
@@ -175,7 +216,11 @@ fn wgmma() -> Vec<Micro> {
         v.push(wgmma_shape(&format!("wgmma_{suffix}_ra_n64"), format, 64));
     }
     for width in [16, 32, 64, 128] {
-        let pairs: &[(bool, bool)] = if width == 128 { &[(false, false), (true, true)] } else { &[(false, false), (true, false), (false, true)] };
+        let pairs: &[(bool, bool)] = if width == 128 {
+            &[(false, false), (true, true)]
+        } else {
+            &[(false, false), (true, false), (false, true)]
+        };
         for &(ta, tb) in pairs {
             v.push(wgmma_layout(width, ta, tb));
         }
@@ -202,7 +247,11 @@ fn wgmma_shape(name: &str, format: Format, n: usize) -> Micro {
 fn wgmma_layout(width: u32, ta: bool, tb: bool) -> Micro {
     let (a, b) = (integers(3, 64 * 64), integers(4, 64 * 64));
     let stored = |x: &[f32], transposed: bool| -> Vec<u8> {
-        (0..64 * 64).flat_map(|i| Format::Bf16.encode(if transposed { x[i % 64 * 64 + i / 64] } else { x[i] })).collect()
+        (0..64 * 64)
+            .flat_map(|i| {
+                Format::Bf16.encode(if transposed { x[i % 64 * 64 + i / 64] } else { x[i] })
+            })
+            .collect()
     };
     let mut input = stored(&a, ta);
     input.extend(stored(&b, tb));
@@ -225,27 +274,46 @@ fn wgmma_layout(width: u32, ta: bool, tb: bool) -> Micro {
 fn matrix() -> Vec<Micro> {
     let rows = random_bytes(11, 512);
     // Element (row, column) of matrix m, in rows of eight halves.
-    let at = |m: usize, r: usize, c: usize| u32::from(u16::from_bytes(&rows[(m * 8 + r) * 16 + c * 2..][..2]));
+    let at = |m: usize, r: usize, c: usize| {
+        u32::from(u16::from_bytes(&rows[(m * 8 + r) * 16 + c * 2..][..2]))
+    };
     let fragment = |lane: usize, m: usize, transposed: bool| {
         let (r, c) = (lane / 4, lane % 4 * 2);
-        if transposed { at(m, c, r) | at(m, c + 1, r) << 16 } else { at(m, r, c) | at(m, r, c + 1) << 16 }
+        if transposed {
+            at(m, c, r) | at(m, c + 1, r) << 16
+        } else {
+            at(m, r, c) | at(m, r, c + 1) << 16
+        }
     };
     let mut v = Vec::new();
-    for (name, count, transposed) in [("ldmatrix_x4", 4, false), ("ldmatrix_x4_trans", 4, true), ("ldmatrix_x2", 2, false), ("ldmatrix_x2_trans", 2, true)] {
+    for (name, count, transposed) in [
+        ("ldmatrix_x4", 4, false),
+        ("ldmatrix_x4_trans", 4, true),
+        ("ldmatrix_x2", 2, false),
+        ("ldmatrix_x2_trans", 2, true),
+    ] {
         let want = words((0..32 * count).map(|i| fragment(i / count, i % count, transposed)));
         v.push(Micro::new(name, 32, rows.clone(), want));
     }
-    for (name, count, transposed) in [("stmatrix_x4", 4, false), ("stmatrix_x4_trans", 4, true), ("stmatrix_x2", 2, false)] {
+    for (name, count, transposed) in
+        [("stmatrix_x4", 4, false), ("stmatrix_x4_trans", 4, true), ("stmatrix_x2", 2, false)]
+    {
         // The inverse: four words of each lane, matrix m from word m.
         let input = words((0..128).map(|i| fragment(i / 4, i % 4, transposed)));
         v.push(Micro::new(name, 32, input, rows[..count * 128].to_vec()));
     }
-    for (name, format) in [("mma_bf16", Format::Bf16), ("mma_f16", Format::F16), ("mma_e4m3", Format::E4m3)] {
+    for (name, format) in
+        [("mma_bf16", Format::Bf16), ("mma_f16", Format::F16), ("mma_e4m3", Format::E4m3)]
+    {
         let k = 32 / format.bytes();
         let (a, b) = (integers(21, 16 * k), integers(22, 8 * k));
         let input = a.iter().chain(&b).flat_map(|&x| format.encode(x)).collect();
         // Each thread's four accumulators begin as 1, 2, 3, 4: by column parity and half of the rows.
-        let want = product(&a, &b, 16, 8, k).iter().enumerate().map(|(i, x)| x + (i / 64 * 2 + i % 2 + 1) as f32).collect::<Vec<_>>();
+        let want = product(&a, &b, 16, 8, k)
+            .iter()
+            .enumerate()
+            .map(|(i, x)| x + (i / 64 * 2 + i % 2 + 1) as f32)
+            .collect::<Vec<_>>();
         v.push(Micro::new(name, 32, input, floats(want)));
     }
     v
@@ -255,10 +323,18 @@ fn matrix() -> Vec<Micro> {
 fn alu() -> Vec<Micro> {
     let mut r = Rand(31);
     let bits: Vec<u32> = (0..384).map(|_| r.next() ^ r.next() << 7).collect();
-    let numbers: Vec<f32> = (0..384).map(|_| r.unit() * 2f32.powi((r.next() % 24) as i32 - 14)).collect();
+    let numbers: Vec<f32> =
+        (0..384).map(|_| r.unit() * 2f32.powi((r.next() % 24) as i32 - 14)).collect();
     let small: Vec<f32> = (0..384).map(|_| r.unit() * 4.0).collect();
     let pairs = |f: Format| -> Vec<u32> {
-        small.iter().zip(numbers.iter().rev()).map(|(&x, &y)| { let (a, b) = (f.encode(x), f.encode(y)); u32::from(u16::from_bytes(&a)) | u32::from(u16::from_bytes(&b)) << 16 }).collect()
+        small
+            .iter()
+            .zip(numbers.iter().rev())
+            .map(|(&x, &y)| {
+                let (a, b) = (f.encode(x), f.encode(y));
+                u32::from(u16::from_bytes(&a)) | u32::from(u16::from_bytes(&b)) << 16
+            })
+            .collect()
     };
     let (bf, hf) = (pairs(Format::Bf16), pairs(Format::F16));
     let mut v = Vec::new();
@@ -268,23 +344,45 @@ fn alu() -> Vec<Micro> {
     };
     let number_bits: Vec<u32> = numbers.iter().map(|x| x.to_bits()).collect();
     let f = f32::from_bits;
-    each("pack_bf16", &number_bits, &|a, b, _| u32::from(Bf16::from_f32(f(a)).to_bits()) | u32::from(Bf16::from_f32(f(b)).to_bits()) << 16);
-    each("pack_f16", &number_bits, &|a, b, _| u32::from(F16::from_f32(f(a)).to_bits()) | u32::from(F16::from_f32(f(b)).to_bits()) << 16);
-    each("pack_e4m3", &number_bits, &|a, b, _| u32::from(nearest_fp8(f(a), e4m3, 0x7e)) | u32::from(nearest_fp8(f(b), e4m3, 0x7e)) << 8);
-    each("pack_e5m2", &number_bits, &|a, b, _| u32::from(nearest_fp8(f(a), e5m2, 0x7b)) | u32::from(nearest_fp8(f(b), e5m2, 0x7b)) << 8);
+    each("pack_bf16", &number_bits, &|a, b, _| {
+        u32::from(Bf16::from_f32(f(a)).to_bits()) | u32::from(Bf16::from_f32(f(b)).to_bits()) << 16
+    });
+    each("pack_f16", &number_bits, &|a, b, _| {
+        u32::from(F16::from_f32(f(a)).to_bits()) | u32::from(F16::from_f32(f(b)).to_bits()) << 16
+    });
+    each("pack_e4m3", &number_bits, &|a, b, _| {
+        u32::from(nearest_fp8(f(a), e4m3, 0x7e)) | u32::from(nearest_fp8(f(b), e4m3, 0x7e)) << 8
+    });
+    each("pack_e5m2", &number_bits, &|a, b, _| {
+        u32::from(nearest_fp8(f(a), e5m2, 0x7b)) | u32::from(nearest_fp8(f(b), e5m2, 0x7b)) << 8
+    });
     // All codes but the NaNs.
-    let codes: Vec<u32> = (0..384_u32).map(|i| { let c = i / 3 * 2; (c & 0xff).min(0x77 | c & 0x80) | ((c + 1) & 0xff).min(0x77 | (c + 1) & 0x80) << 8 }).collect();
-    let wide = |decode: fn(u8) -> f32| move |a: u32| u32::from(F16::from_f32(decode(a as u8)).to_bits()) | u32::from(F16::from_f32(decode((a >> 8) as u8)).to_bits()) << 16;
+    let codes: Vec<u32> = (0..384_u32)
+        .map(|i| {
+            let c = i / 3 * 2;
+            (c & 0xff).min(0x77 | c & 0x80) | ((c + 1) & 0xff).min(0x77 | (c + 1) & 0x80) << 8
+        })
+        .collect();
+    let wide = |decode: fn(u8) -> f32| {
+        move |a: u32| {
+            u32::from(F16::from_f32(decode(a as u8)).to_bits())
+                | u32::from(F16::from_f32(decode((a >> 8) as u8)).to_bits()) << 16
+        }
+    };
     each("e4m3_to_f16", &codes, &|a, _, _| wide(e4m3)(a));
     each("e5m2_to_f16", &codes, &|a, _, _| wide(e5m2)(a));
     each("f16_to_float", &hf, &|a, _, _| F16::from_bits(a as u16).to_f32().to_bits());
     let on_bf = |a: u32, b: u32, c: u32, op: &dyn Fn(f64, f64, f64) -> f64| {
         let x = |v: u32, h: u32| Bf16::from_bits((v >> h) as u16).to_f64();
-        [0, 16].iter().fold(0, |out, &h| out | u32::from(Bf16::from_f64(op(x(a, h), x(b, h), x(c, h))).to_bits()) << h)
+        [0, 16].iter().fold(0, |out, &h| {
+            out | u32::from(Bf16::from_f64(op(x(a, h), x(b, h), x(c, h))).to_bits()) << h
+        })
     };
     let on_f16 = |a: u32, b: u32, c: u32, op: &dyn Fn(f64, f64, f64) -> f64| {
         let x = |v: u32, h: u32| F16::from_bits((v >> h) as u16).to_f64();
-        [0, 16].iter().fold(0, |out, &h| out | u32::from(F16::from_f64(op(x(a, h), x(b, h), x(c, h))).to_bits()) << h)
+        [0, 16].iter().fold(0, |out, &h| {
+            out | u32::from(F16::from_f64(op(x(a, h), x(b, h), x(c, h))).to_bits()) << h
+        })
     };
     each("add_bf16x2", &bf, &|a, b, c| on_bf(a, b, c, &|x, y, _| x + y));
     each("mul_bf16x2", &bf, &|a, b, c| on_bf(a, b, c, &|x, y, _| x * y));
@@ -303,14 +401,26 @@ fn alu() -> Vec<Micro> {
     });
     each("lop3", &bits, &|a, b, c| (a & b) | (!a & c));
     let warp = |t: usize| (t / 32 * 32..t / 32 * 32 + 32).map(|i| bits[3 * i]).collect::<Vec<_>>();
-    let mut reduce = |name: &str, f: &dyn Fn(Vec<u32>) -> u32| v.push(Micro::new(name, 128, words(bits.iter().copied()), words((0..128).map(|t| f(warp(t))))));
+    let mut reduce = |name: &str, f: &dyn Fn(Vec<u32>) -> u32| {
+        v.push(Micro::new(
+            name,
+            128,
+            words(bits.iter().copied()),
+            words((0..128).map(|t| f(warp(t)))),
+        ))
+    };
     reduce("redux_add", &|w| w.into_iter().fold(0, u32::wrapping_add));
     reduce("redux_max", &|w| w.into_iter().max().unwrap());
     reduce("redux_min", &|w| w.into_iter().min().unwrap());
     reduce("redux_max_signed", &|w| w.into_iter().map(|x| x as i32).max().unwrap() as u32);
     reduce("redux_or", &|w| w.into_iter().fold(0, |a, b| a | b));
     let mut approximate = |name: &str, f: &dyn Fn(f32) -> f32| {
-        let mut m = Micro::new(name, 128, floats(small.iter().map(|x| x + 0.001)), floats((0..128).map(|t| f(small[3 * t] + 0.001))));
+        let mut m = Micro::new(
+            name,
+            128,
+            floats(small.iter().map(|x| x + 0.001)),
+            floats((0..128).map(|t| f(small[3 * t] + 0.001))),
+        );
         m.tolerance = Some(2e-3);
         v.push(m);
     };
@@ -330,8 +440,8 @@ fn box_of(map: &Map, at: &[i64]) -> Vec<Option<usize>> {
     let mut tile = vec![None; n];
     for i in 0..n {
         let (mut rest, mut offset, mut inside) = (i, 0, true);
-        for d in 0..map.dims.len() {
-            let x = at[d] + (rest % map.box_dims[d] as usize) as i64;
+        for (d, &origin) in at.iter().enumerate() {
+            let x = origin + (rest % map.box_dims[d] as usize) as i64;
             rest /= map.box_dims[d] as usize;
             inside &= x >= 0 && (x as u64) < map.dims[d];
             offset += x * if d == 0 { e as i64 } else { map.strides[d - 1] as i64 };
@@ -347,7 +457,10 @@ fn box_of(map: &Map, at: &[i64]) -> Vec<Option<usize>> {
 }
 fn read_box(map: &Map, at: &[i64], from: &[u8]) -> Vec<u8> {
     let e = map.element.bytes() as usize;
-    box_of(map, at).into_iter().flat_map(|o| o.map_or(vec![0; e], |o| from[map.offset as usize + o..][..e].to_vec())).collect()
+    box_of(map, at)
+        .into_iter()
+        .flat_map(|o| o.map_or(vec![0; e], |o| from[map.offset as usize + o..][..e].to_vec()))
+        .collect()
 }
 fn dense(over_out: bool, element: TensorElement, dims: &[u64], box_dims: &[u32], span: u32) -> Map {
     let mut strides = Vec::new();
@@ -356,7 +469,15 @@ fn dense(over_out: bool, element: TensorElement, dims: &[u64], box_dims: &[u32],
         at *= d;
         strides.push(at);
     }
-    Map { over_out, offset: 0, element, dims: dims.to_vec(), strides, box_dims: box_dims.to_vec(), swizzle: swizzle_of(span) }
+    Map {
+        over_out,
+        offset: 0,
+        element,
+        dims: dims.to_vec(),
+        strides,
+        box_dims: box_dims.to_vec(),
+        swizzle: swizzle_of(span),
+    }
 }
 fn copies() -> Vec<Micro> {
     use TensorElement::{Bf16, F32};
@@ -375,7 +496,28 @@ fn copies() -> Vec<Micro> {
     load("tma_load_2d_policy", dense(false, Bf16, &[64, 32], &[64, 32], 0), &[0, 0]);
     load("tma_load_3d", dense(false, Bf16, &[24, 6, 5], &[16, 4, 16], 0), &[8, 3, 1]);
     load("tma_load_4d", dense(false, Bf16, &[24, 3, 4, 5], &[16, 2, 4, 8], 0), &[8, 1, 0, 2]);
-    load("tma_load_5d", dense(false, Bf16, &[24, 3, 4, 2, 3], &[16, 2, 4, 2, 4], 0), &[8, 1, 0, 1, -1]);
+    load(
+        "tma_load_5d",
+        dense(false, Bf16, &[24, 3, 4, 2, 3], &[16, 2, 4, 2, 4], 0),
+        &[8, 1, 0, 1, -1],
+    );
+    // One static map for groups of rows of any length: its extents exceed every buffer, and its addresses wrap
+    // at 64 bits back to row (group's begin + row).
+    let ragged = Map {
+        over_out: false,
+        offset: 0,
+        element: Bf16,
+        dims: vec![64, 1 << 30, 0x7fff_0000, 0x7fff_0000],
+        strides: vec![128, 128, (1 << 34) - 128],
+        box_dims: vec![64, 32, 1, 1],
+        swizzle: TensorSwizzle::None,
+    };
+    let group = (8..40).flat_map(|row| {
+        if row < 20 { input[(10 + row) * 128..][..128].to_vec() } else { vec![0; 128] }
+    });
+    let mut m = Micro::new("tma_load_4d_ragged", 128, input.clone(), group.collect());
+    m.maps[0] = Some(ragged);
+    v.push(m);
     v.push(Micro::new("bulk_load", 128, input.clone(), input[64..1088].to_vec()));
 
     let mut store = |name: &str, map: Map, at: &[i64], add: bool, source: &[u8], out: Vec<u8>| {
@@ -396,29 +538,70 @@ fn copies() -> Vec<Micro> {
         m.out = out;
         v.push(m);
     };
-    store("tma_store_2d", dense(true, Bf16, &[56, 20], &[64, 32], 0), &[32, 5], false, &input, vec![1; 56 * 20 * 2]);
-    store("tma_store_3d", dense(true, Bf16, &[24, 6, 5], &[16, 4, 16], 0), &[8, 3, 1], false, &input, vec![1; 24 * 6 * 5 * 2]);
-    store("tma_store_4d", dense(true, Bf16, &[24, 3, 4, 5], &[16, 2, 4, 8], 0), &[8, 1, 0, 2], false, &input, vec![1; 24 * 3 * 4 * 5 * 2]);
+    store(
+        "tma_store_2d",
+        dense(true, Bf16, &[56, 20], &[64, 32], 0),
+        &[32, 5],
+        false,
+        &input,
+        vec![1; 56 * 20 * 2],
+    );
+    store(
+        "tma_store_3d",
+        dense(true, Bf16, &[24, 6, 5], &[16, 4, 16], 0),
+        &[8, 3, 1],
+        false,
+        &input,
+        vec![1; 24 * 6 * 5 * 2],
+    );
+    store(
+        "tma_store_4d",
+        dense(true, Bf16, &[24, 3, 4, 5], &[16, 2, 4, 8], 0),
+        &[8, 1, 0, 2],
+        false,
+        &input,
+        vec![1; 24 * 3 * 4 * 5 * 2],
+    );
     let (addends, sums) = (floats(integers(41, 1024)), floats(integers(42, 1024)));
-    store("tma_reduce_add_2d", dense(true, F32, &[28, 20], &[32, 32], 0), &[16, 5], true, &addends, sums[..28 * 20 * 4].to_vec());
+    store(
+        "tma_reduce_add_2d",
+        dense(true, F32, &[28, 20], &[32, 32], 0),
+        &[16, 5],
+        true,
+        &addends,
+        sums[..28 * 20 * 4].to_vec(),
+    );
     for (name, add) in [("bulk_store", false), ("bulk_reduce_add_f32", true)] {
         let mut want = sums[..1152].to_vec();
         for i in 0..256 {
-            let x = f32::from_bytes(&addends[i * 4..][..4]) + if add { f32::from_bytes(&want[64 + i * 4..][..4]) } else { 0.0 };
+            let x = f32::from_bytes(&addends[i * 4..][..4])
+                + if add { f32::from_bytes(&want[64 + i * 4..][..4]) } else { 0.0 };
             want[64 + i * 4..][..4].copy_from_slice(&x.to_ne_bytes());
         }
         let mut m = Micro::new(name, 128, addends.clone(), want);
         m.out = sums[..1152].to_vec();
         v.push(m);
     }
-    let partial = (0..2048).map(|i| if i % 16 < 16 - i / 16 % 4 * 4 { input[i] } else { 0 }).collect();
+    let partial =
+        (0..2048).map(|i| if i % 16 < 16 - i / 16 % 4 * 4 { input[i] } else { 0 }).collect();
     v.push(Micro::new("cp_async_16", 128, input.clone(), partial));
-    v.push(Micro::new("cp_async_4", 128, input.clone(), words((0..128).map(|t| if t % 3 != 0 { word(&input, 127 - t) } else { 0 }))));
-    v.push(Micro::new("cp_async_arrive", 128, input.clone(), (0..2048).map(|i| input[(i / 16 ^ 5) * 16 + i % 16]).collect()));
+    v.push(Micro::new(
+        "cp_async_4",
+        128,
+        input.clone(),
+        words((0..128).map(|t| if t % 3 != 0 { word(&input, 127 - t) } else { 0 })),
+    ));
+    v.push(Micro::new(
+        "cp_async_arrive",
+        128,
+        input.clone(),
+        (0..2048).map(|i| input[((i / 16) ^ 5) * 16 + i % 16]).collect(),
+    ));
     // The replaced map: address + 256, nine rows, 160 bytes apart.
     let before = dense(false, Bf16, &[64, 32], &[64, 32], 0);
     let after = Map { offset: 256, dims: vec![64, 9], strides: vec![160], ..before.clone() };
-    let mut m = Micro::new("tensor_map_replace", 128, input.clone(), read_box(&after, &[0, 0], &input));
+    let mut m =
+        Micro::new("tensor_map_replace", 128, input.clone(), read_box(&after, &[0, 0], &input));
     m.out = vec![0; 8192 + 128];
     m.maps[0] = Some(before);
     v.push(m);
@@ -440,9 +623,15 @@ fn clusters() -> Vec<Micro> {
     let (left, right) = (read_box(&map, &[0, 0], &input), read_box(&map, &[32, 0], &input));
     cluster("tma_load_2d_multicast", [&left[..], &left, &right, &left].concat(), Some(map));
     cluster("bulk_load_multicast", input[..1024].repeat(4), None);
-    let part = |f: &dyn Fn(u32, u32) -> Option<u32>| words((0..1024).map(|i| f(i / 256, i % 256).unwrap_or(0)));
+    let part = |f: &dyn Fn(u32, u32) -> Option<u32>| {
+        words((0..1024).map(|i| f(i / 256, i % 256).unwrap_or(0)))
+    };
     // Block r is written by its right neighbour, which had read the one further right.
-    cluster("distributed_shared", part(&|r, i| (i < 32).then(|| (r + 2) % 4 * 100 + i + 1000)), None);
+    cluster(
+        "distributed_shared",
+        part(&|r, i| (i < 32).then(|| (r + 2) % 4 * 100 + i + 1000)),
+        None,
+    );
     cluster("remote_arrive", part(&|r, i| (r == 0 && i < 4).then(|| i * 7)), None);
     let mut sent = part(&|r, i| (128..160).contains(&i).then(|| (r + 3) % 4 * 1000 + i - 128));
     for r in 0..4 {

@@ -72,7 +72,14 @@ impl Rig {
         self.driver.synchronize(self.stream).map_err(text)
     }
     /// A tensor map over a dense array, fastest dimension first.
-    pub fn map(&self, base: DevicePtr, element: TensorElement, dims: &[u64], box_dims: &[u32], swizzle: TensorSwizzle) -> TensorMap {
+    pub fn map(
+        &self,
+        base: DevicePtr,
+        element: TensorElement,
+        dims: &[u64],
+        box_dims: &[u32],
+        swizzle: TensorSwizzle,
+    ) -> TensorMap {
         let mut strides = Vec::new();
         let mut at = u64::from(element.bytes());
         for d in &dims[..dims.len() - 1] {
@@ -80,7 +87,14 @@ impl Rig {
             strides.push(at);
         }
         self.driver
-            .encode_tensor_map(&TensorMapDesc { base, element, dims: dims.to_vec(), strides, box_dims: box_dims.to_vec(), swizzle })
+            .encode_tensor_map(&TensorMapDesc {
+                base,
+                element,
+                dims: dims.to_vec(),
+                strides,
+                box_dims: box_dims.to_vec(),
+                swizzle,
+            })
             .unwrap()
     }
 }
