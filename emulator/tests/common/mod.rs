@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod cases;
+pub mod formats;
 pub mod hazards;
 pub mod micro;
 
