@@ -75,7 +75,6 @@ fn base(root: &Path, kernels: &Path) -> cc::Build {
         .std("c++20")
         .opt_level(2)
         .debug(false)
-        .flag("-g1")
         .flag("-ftree-vectorize")
         .flag("-fno-strict-aliasing")
         .flag("-fno-omit-frame-pointer")
@@ -86,6 +85,11 @@ fn base(root: &Path, kernels: &Path) -> cc::Build {
         .include(root.join("cpp/device"))
         .include(kernels)
         .warnings(false);
+    // Reports show the chain of inlining. addr2line loses it in what clang writes by default.
+    build.flag("-g1");
+    if build.get_compiler().is_like_clang() {
+        build.flag("-gdwarf-4");
+    }
     if ubsan() {
         // Misaligned accesses are the emulator's to report; undefined behaviour is fatal.
         build

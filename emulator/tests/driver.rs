@@ -332,7 +332,8 @@ fn the_lint_counts_bank_conflicts_per_line() {
         })?;
         let _ = common::cases::gemm(&r, &[64, 64], 64, 64, 128, 2);
         let report = r.driver.lint_report();
-        let line = report.lines().find(|l| l.contains("stmatrix_x4"))?.to_owned();
+        let line = report.lines().find(|l| l.contains("stmatrix_x4"));
+        let line = line.unwrap_or_else(|| panic!("no stmatrix_x4 in:\n{report}"));
         assert!(
             line.starts_with("shared store 16 bytes") && line.contains("grouped_gemm.cu:"),
             "{line}"
