@@ -64,6 +64,7 @@ fn main() {
     library.compile("moe_emulator");
     if ubsan() {
         println!("cargo:rustc-link-lib=ubsan");
+        println!("cargo:rustc-cfg=ubsan");
     }
 }
 

@@ -171,7 +171,8 @@ KERNEL(test_edges, 64, 1, uint32_t* out) {
   if (FAULT(105) && threadIdx.x % 32 < 16) __syncthreads();
   if (FAULT(106) && threadIdx.x == 3) __trap();
   if (FAULT(107)) ptx::setmaxnreg_inc<256>();
-  const uint32_t v = s.words[63 - threadIdx.x] + (FAULT(103) && threadIdx.x == 9 ? s.words[64 + 2 + threadIdx.x] : 0);
+  const uint32_t* words = s.words;
+  const uint32_t v = words[63 - threadIdx.x] + (FAULT(103) && threadIdx.x == 9 ? words[66 + threadIdx.x] : 0);
   out[threadIdx.x + (FAULT(102) ? 1 : 0)] = v;
   __syncthreads();
   if (threadIdx.x < 16) ptx::st_global_v4(out + threadIdx.x * 4 + (FAULT(100) ? 1 : 0), make_uint4(out[threadIdx.x * 4], 1, 2, 3));

@@ -29,5 +29,6 @@ fn a_fused_grouped_gemm_runs_in_a_fifth_of_a_second_with_all_checks() {
     println!(
         "E=8 M=512 N=256 K=256, fused SwiGLU: {plain:.3} s plain, {asynchronous:.3} s async checks, {checked:.3} s all checks"
     );
-    assert!(checked < 0.2, "{checked:.3} s");
+    // Sanitized models are three times slower; there the time is printed only.
+    assert!(cfg!(ubsan) || checked < 0.2, "{checked:.3} s");
 }

@@ -50,7 +50,7 @@ impl Micro {
         }
     }
     /// Runs it, and gives what it wrote.
-    pub fn run(&self, r: &Rig) -> Result<Vec<u8>, String> {
+    pub fn run<D: Driver>(&self, r: &Rig<D>) -> Result<Vec<u8>, String> {
         let (input, out) = (r.upload(&self.input), r.upload(&self.out));
         let nothing = Map {
             over_out: false,

@@ -23,9 +23,10 @@ pub fn device(profile: Profile) -> Option<EmulatedDriver> {
     }
 }
 
-/// A driver with one stream, and buffers that live as long as it does.
-pub struct Rig {
-    pub driver: EmulatedDriver,
+/// A driver with one stream, and buffers that live as long as it does. What the conformance suite needs works
+/// over any driver.
+pub struct Rig<D: Driver = EmulatedDriver> {
+    pub driver: D,
     pub stream: Stream,
     module: Module,
 }
@@ -41,9 +42,15 @@ impl Rig {
     pub fn on(profile: Profile, options: Options) -> Option<Self> {
         let driver = device(profile)?;
         driver.set_options(options);
+        Some(Self::over(driver, &[]))
+    }
+}
+impl<D: Driver> Rig<D> {
+    /// Over any driver; `image` holds the kernels.
+    pub fn over(driver: D, image: &[u8]) -> Self {
         let stream = driver.create_stream().unwrap();
-        let module = driver.load_module(&[]).unwrap();
-        Some(Self { driver, stream, module })
+        let module = driver.load_module(image).unwrap();
+        Self { driver, stream, module }
     }
     pub fn upload<T: Plain>(&self, values: &[T]) -> DevicePtr {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.bytes()).collect();
