@@ -69,16 +69,20 @@ void switch_context(void** save, void* to) { emu_switch_context(save, to); }
 #endif
 
 // Stacks are pooled per OS thread; a guard page below each turns an overflow into a crash there.
-static thread_local std::vector<char*> pool;
+struct StackPool {
+  std::vector<char*> free;
+  ~StackPool() { for (char* s : free) munmap(s - 4096, kStackBytes + 4096); }
+};
+static thread_local StackPool pool;
 char* take_stack() {
-  if (!pool.empty()) {
-    char* s = pool.back();
-    pool.pop_back();
+  if (!pool.free.empty()) {
+    char* s = pool.free.back();
+    pool.free.pop_back();
     return s;
   }
   auto* p = static_cast<char*>(mmap(nullptr, kStackBytes + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   mprotect(p, 4096, PROT_NONE);
   return p + 4096;
 }
-void give_stack(char* s) { pool.push_back(s); }
+void give_stack(char* s) { pool.free.push_back(s); }
 }  // namespace emu

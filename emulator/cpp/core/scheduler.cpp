@@ -68,10 +68,20 @@ static void fiber_main() {
 
 // ---------------------------------------------------------------- blocks
 struct Arena { uint8_t* bytes; Granule* shadow; };
-static thread_local std::map<uint32_t, std::vector<Arena>> arenas;     // by shared bytes: reused, never unmapped
 static size_t arena_bytes(uint32_t shared) { return (kSharedBase + shared + 4095) / 4096 * 4096 + 4096; }
+struct ArenaPool {                            // by shared bytes: reused by later blocks of the OS thread
+  std::map<uint32_t, std::vector<Arena>> free;
+  ~ArenaPool() {
+    for (auto& [shared, list] : free)
+      for (Arena& a : list) {
+        munmap(a.bytes, arena_bytes(shared));
+        unmap_shadow(a.shadow, kSharedBase + shared);
+      }
+  }
+};
+static thread_local ArenaPool arenas;
 static Arena take_arena(uint32_t shared) {
-  auto& free_list = arenas[shared];
+  auto& free_list = arenas.free[shared];
   Arena a;
   if (free_list.empty()) {
     const size_t n = arena_bytes(shared);
@@ -152,7 +162,7 @@ static void free_cluster(Cluster* c) {
   for (Block* b : c->blocks) {
     if (run->lint()) lint_flush(b);
     for (Fiber* f : b->fibers) { give_stack(f->stack); delete f; }
-    arenas[b->shared_bytes].push_back({b->arena, b->shadow});
+    arenas.free[b->shared_bytes].push_back({b->arena, b->shadow});
     delete b;
   }
   delete c;
