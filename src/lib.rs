@@ -21,6 +21,8 @@ pub mod checkpoint;
 pub mod config;
 #[cfg(feature = "cpu")]
 pub mod cpu;
+#[cfg(feature = "driver")]
+pub mod cuda;
 pub mod element;
 pub mod error;
 pub mod layer;

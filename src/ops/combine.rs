@@ -8,7 +8,7 @@ use super::RoutingPlan;
 
 /// What becomes of what an output held before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Write {
+pub enum Write {
     /// It is replaced; it is not read, and may be NaN.
     Overwrite,
     /// The result is added to it, in f32, and rounded once.

@@ -18,9 +18,7 @@ mod plan;
 mod router;
 
 pub use activation::Activation;
-#[cfg(feature = "cpu")]
-pub(crate) use combine::Write;
-pub use combine::{Combine, Output};
+pub use combine::{Combine, Output, Write};
 #[cfg(feature = "cpu")]
 pub(crate) use grouped_gemm::Projection;
 pub use grouped_gemm::{Epilogue, ExpertShape, Experts, Gather, GroupedGemm};

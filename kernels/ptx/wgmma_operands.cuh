@@ -1,0 +1,68 @@
+// Operand lists of wgmma accumulators: the text "%0, %1 ..." and the operands d[0], d[1] ..., in steps of four registers.
+#pragma once
+
+#define PTX_ACC_TEXT_4 "%0, %1, %2, %3"
+#define PTX_ACC_TEXT_8 PTX_ACC_TEXT_4 ", %4, %5, %6, %7"
+#define PTX_ACC_TEXT_12 PTX_ACC_TEXT_8 ", %8, %9, %10, %11"
+#define PTX_ACC_TEXT_16 PTX_ACC_TEXT_12 ", %12, %13, %14, %15"
+#define PTX_ACC_TEXT_20 PTX_ACC_TEXT_16 ", %16, %17, %18, %19"
+#define PTX_ACC_TEXT_24 PTX_ACC_TEXT_20 ", %20, %21, %22, %23"
+#define PTX_ACC_TEXT_28 PTX_ACC_TEXT_24 ", %24, %25, %26, %27"
+#define PTX_ACC_TEXT_32 PTX_ACC_TEXT_28 ", %28, %29, %30, %31"
+#define PTX_ACC_TEXT_36 PTX_ACC_TEXT_32 ", %32, %33, %34, %35"
+#define PTX_ACC_TEXT_40 PTX_ACC_TEXT_36 ", %36, %37, %38, %39"
+#define PTX_ACC_TEXT_44 PTX_ACC_TEXT_40 ", %40, %41, %42, %43"
+#define PTX_ACC_TEXT_48 PTX_ACC_TEXT_44 ", %44, %45, %46, %47"
+#define PTX_ACC_TEXT_52 PTX_ACC_TEXT_48 ", %48, %49, %50, %51"
+#define PTX_ACC_TEXT_56 PTX_ACC_TEXT_52 ", %52, %53, %54, %55"
+#define PTX_ACC_TEXT_60 PTX_ACC_TEXT_56 ", %56, %57, %58, %59"
+#define PTX_ACC_TEXT_64 PTX_ACC_TEXT_60 ", %60, %61, %62, %63"
+#define PTX_ACC_TEXT_68 PTX_ACC_TEXT_64 ", %64, %65, %66, %67"
+#define PTX_ACC_TEXT_72 PTX_ACC_TEXT_68 ", %68, %69, %70, %71"
+#define PTX_ACC_TEXT_76 PTX_ACC_TEXT_72 ", %72, %73, %74, %75"
+#define PTX_ACC_TEXT_80 PTX_ACC_TEXT_76 ", %76, %77, %78, %79"
+#define PTX_ACC_TEXT_84 PTX_ACC_TEXT_80 ", %80, %81, %82, %83"
+#define PTX_ACC_TEXT_88 PTX_ACC_TEXT_84 ", %84, %85, %86, %87"
+#define PTX_ACC_TEXT_92 PTX_ACC_TEXT_88 ", %88, %89, %90, %91"
+#define PTX_ACC_TEXT_96 PTX_ACC_TEXT_92 ", %92, %93, %94, %95"
+#define PTX_ACC_TEXT_100 PTX_ACC_TEXT_96 ", %96, %97, %98, %99"
+#define PTX_ACC_TEXT_104 PTX_ACC_TEXT_100 ", %100, %101, %102, %103"
+#define PTX_ACC_TEXT_108 PTX_ACC_TEXT_104 ", %104, %105, %106, %107"
+#define PTX_ACC_TEXT_112 PTX_ACC_TEXT_108 ", %108, %109, %110, %111"
+#define PTX_ACC_TEXT_116 PTX_ACC_TEXT_112 ", %112, %113, %114, %115"
+#define PTX_ACC_TEXT_120 PTX_ACC_TEXT_116 ", %116, %117, %118, %119"
+#define PTX_ACC_TEXT_124 PTX_ACC_TEXT_120 ", %120, %121, %122, %123"
+#define PTX_ACC_TEXT_128 PTX_ACC_TEXT_124 ", %124, %125, %126, %127"
+
+#define PTX_ACC_REGS_4(d) IOF32(d[0]), IOF32(d[1]), IOF32(d[2]), IOF32(d[3])
+#define PTX_ACC_REGS_8(d) PTX_ACC_REGS_4(d), IOF32(d[4]), IOF32(d[5]), IOF32(d[6]), IOF32(d[7])
+#define PTX_ACC_REGS_12(d) PTX_ACC_REGS_8(d), IOF32(d[8]), IOF32(d[9]), IOF32(d[10]), IOF32(d[11])
+#define PTX_ACC_REGS_16(d) PTX_ACC_REGS_12(d), IOF32(d[12]), IOF32(d[13]), IOF32(d[14]), IOF32(d[15])
+#define PTX_ACC_REGS_20(d) PTX_ACC_REGS_16(d), IOF32(d[16]), IOF32(d[17]), IOF32(d[18]), IOF32(d[19])
+#define PTX_ACC_REGS_24(d) PTX_ACC_REGS_20(d), IOF32(d[20]), IOF32(d[21]), IOF32(d[22]), IOF32(d[23])
+#define PTX_ACC_REGS_28(d) PTX_ACC_REGS_24(d), IOF32(d[24]), IOF32(d[25]), IOF32(d[26]), IOF32(d[27])
+#define PTX_ACC_REGS_32(d) PTX_ACC_REGS_28(d), IOF32(d[28]), IOF32(d[29]), IOF32(d[30]), IOF32(d[31])
+#define PTX_ACC_REGS_36(d) PTX_ACC_REGS_32(d), IOF32(d[32]), IOF32(d[33]), IOF32(d[34]), IOF32(d[35])
+#define PTX_ACC_REGS_40(d) PTX_ACC_REGS_36(d), IOF32(d[36]), IOF32(d[37]), IOF32(d[38]), IOF32(d[39])
+#define PTX_ACC_REGS_44(d) PTX_ACC_REGS_40(d), IOF32(d[40]), IOF32(d[41]), IOF32(d[42]), IOF32(d[43])
+#define PTX_ACC_REGS_48(d) PTX_ACC_REGS_44(d), IOF32(d[44]), IOF32(d[45]), IOF32(d[46]), IOF32(d[47])
+#define PTX_ACC_REGS_52(d) PTX_ACC_REGS_48(d), IOF32(d[48]), IOF32(d[49]), IOF32(d[50]), IOF32(d[51])
+#define PTX_ACC_REGS_56(d) PTX_ACC_REGS_52(d), IOF32(d[52]), IOF32(d[53]), IOF32(d[54]), IOF32(d[55])
+#define PTX_ACC_REGS_60(d) PTX_ACC_REGS_56(d), IOF32(d[56]), IOF32(d[57]), IOF32(d[58]), IOF32(d[59])
+#define PTX_ACC_REGS_64(d) PTX_ACC_REGS_60(d), IOF32(d[60]), IOF32(d[61]), IOF32(d[62]), IOF32(d[63])
+#define PTX_ACC_REGS_68(d) PTX_ACC_REGS_64(d), IOF32(d[64]), IOF32(d[65]), IOF32(d[66]), IOF32(d[67])
+#define PTX_ACC_REGS_72(d) PTX_ACC_REGS_68(d), IOF32(d[68]), IOF32(d[69]), IOF32(d[70]), IOF32(d[71])
+#define PTX_ACC_REGS_76(d) PTX_ACC_REGS_72(d), IOF32(d[72]), IOF32(d[73]), IOF32(d[74]), IOF32(d[75])
+#define PTX_ACC_REGS_80(d) PTX_ACC_REGS_76(d), IOF32(d[76]), IOF32(d[77]), IOF32(d[78]), IOF32(d[79])
+#define PTX_ACC_REGS_84(d) PTX_ACC_REGS_80(d), IOF32(d[80]), IOF32(d[81]), IOF32(d[82]), IOF32(d[83])
+#define PTX_ACC_REGS_88(d) PTX_ACC_REGS_84(d), IOF32(d[84]), IOF32(d[85]), IOF32(d[86]), IOF32(d[87])
+#define PTX_ACC_REGS_92(d) PTX_ACC_REGS_88(d), IOF32(d[88]), IOF32(d[89]), IOF32(d[90]), IOF32(d[91])
+#define PTX_ACC_REGS_96(d) PTX_ACC_REGS_92(d), IOF32(d[92]), IOF32(d[93]), IOF32(d[94]), IOF32(d[95])
+#define PTX_ACC_REGS_100(d) PTX_ACC_REGS_96(d), IOF32(d[96]), IOF32(d[97]), IOF32(d[98]), IOF32(d[99])
+#define PTX_ACC_REGS_104(d) PTX_ACC_REGS_100(d), IOF32(d[100]), IOF32(d[101]), IOF32(d[102]), IOF32(d[103])
+#define PTX_ACC_REGS_108(d) PTX_ACC_REGS_104(d), IOF32(d[104]), IOF32(d[105]), IOF32(d[106]), IOF32(d[107])
+#define PTX_ACC_REGS_112(d) PTX_ACC_REGS_108(d), IOF32(d[108]), IOF32(d[109]), IOF32(d[110]), IOF32(d[111])
+#define PTX_ACC_REGS_116(d) PTX_ACC_REGS_112(d), IOF32(d[112]), IOF32(d[113]), IOF32(d[114]), IOF32(d[115])
+#define PTX_ACC_REGS_120(d) PTX_ACC_REGS_116(d), IOF32(d[116]), IOF32(d[117]), IOF32(d[118]), IOF32(d[119])
+#define PTX_ACC_REGS_124(d) PTX_ACC_REGS_120(d), IOF32(d[120]), IOF32(d[121]), IOF32(d[122]), IOF32(d[123])
+#define PTX_ACC_REGS_128(d) PTX_ACC_REGS_124(d), IOF32(d[124]), IOF32(d[125]), IOF32(d[126]), IOF32(d[127])
