@@ -131,9 +131,9 @@ pub enum Error {
 
     /// A key of a config.json concerns the MoE layer and the family's row does not list it.
     #[error(
-        "config key \"{key}\" = {value} concerns the MoE layer and is not understood for family \
-         {family}; if it does not change the layer's result, name it in \
-         MoeConfig::from_hf_config_ignoring"
+        "config key {key:?} = {value} concerns the MoE layer and is not understood for family \
+         {family}; if it does not change the layer's result, ignore it by name \
+         (MoeConfig::from_hf_config_ignoring, run_layer --ignore-key)"
     )]
     UnknownConfigKey {
         /// The key.

@@ -1,6 +1,10 @@
 //! Checkpoints: every family's layer against its reference, and every way a checkpoint can be
 //! broken against the error that says so.
 
+#![cfg(all(feature = "cpu", feature = "checkpoint"))]
+
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +15,7 @@ use moe_kernels::config::ModelConfig;
 use moe_kernels::element::Float;
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
 use moe_kernels::ops::{LayerInput, Output};
-use moe_kernels::{Cpu, Error, MoeLayer};
+use moe_kernels::{Cpu, Error, MoeConfig, MoeLayer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -20,45 +24,72 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-fn relative_l2(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let norm = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>().sqrt();
-    let difference: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
-    norm(&difference) / norm(b)
+/// What a layer makes of the tokens that `stored` holds.
+struct Computed {
+    output: Vec<f64>,
+    logits: Vec<f64>,
+    /// 1 where an expert is applied, and its weight.
+    selected: Vec<f64>,
+    weights: Vec<f64>,
 }
 
-/// Runs a checkpoint's layer on the tokens that `stored` holds; output, and whether the selection
-/// is the stored one.
-fn run<T: Float>(
-    checkpoint: &Checkpoint,
-    model: &ModelConfig,
-    layer: usize,
-    stored: &Checkpoint,
-) -> (Vec<f64>, bool) {
-    let layer = checkpoint.layer(model, layer).unwrap();
-    let config = layer.config().clone();
-    let x: Vec<T> = stored.tensor("fixture.hidden_states", "").unwrap().read().unwrap();
-    let num_tokens = x.len() / config.hidden_size;
-    let router = layer.router_weights().unwrap();
-    let layer =
-        MoeLayer::new(Cpu, config.clone(), router, layer.experts::<T>().unwrap(), &()).unwrap();
-    let mut workspace = layer.workspace(num_tokens).unwrap();
-    let x = Cpu.buffer_from("x", &x, &()).unwrap();
-    let mut out = Cpu.allocate::<T>("out", x.len()).unwrap();
-    let input =
-        LayerInput::new(Matrix::contiguous("x", &x, num_tokens, config.hidden_size).unwrap());
-    let output = MatrixMut::contiguous("out", &mut out, num_tokens, config.hidden_size).unwrap();
-    layer.forward(&input, Output::overwrite(output), &mut workspace, &()).unwrap();
+impl Computed {
+    fn run<T: Float>(
+        checkpoint: &Checkpoint,
+        model: &ModelConfig,
+        layer: usize,
+        stored: &Checkpoint,
+    ) -> Self {
+        let layer = checkpoint.layer(model, layer).unwrap();
+        let MoeConfig { hidden_size, num_experts, top_k, .. } = *layer.config();
+        let x: Vec<T> = stored.tensor("fixture.hidden_states", "").unwrap().read().unwrap();
+        let tokens = x.len() / hidden_size;
+        let (config, router) = (layer.config().clone(), layer.router_weights().unwrap());
+        let layer = MoeLayer::new(Cpu, config, router, layer.experts::<T>().unwrap(), &()).unwrap();
+        let mut workspace = layer.workspace(tokens).unwrap();
+        let x = Cpu.buffer_from("x", &x, &()).unwrap();
+        let mut out = Cpu.allocate::<T>("out", x.len()).unwrap();
+        let input = LayerInput::new(Matrix::contiguous("x", &x, tokens, hidden_size).unwrap());
+        let output = MatrixMut::contiguous("out", &mut out, tokens, hidden_size).unwrap();
+        layer.forward(&input, Output::overwrite(output), &mut workspace, &()).unwrap();
 
-    let mut selected = vec![0.0; num_tokens * config.num_experts];
-    let routing = workspace.routing().unwrap();
-    for (assignment, &id) in
-        routing.topk_ids.buffer()[..num_tokens * config.top_k].iter().enumerate()
-    {
-        selected[assignment / config.top_k * config.num_experts + id as usize] = 1.0;
+        let mut selected = vec![0.0; tokens * num_experts];
+        let mut weights = selected.clone();
+        let routing = workspace.routing().unwrap();
+        for (assignment, (&id, &weight)) in routing.topk_ids.buffer()[..tokens * top_k]
+            .iter()
+            .zip(&routing.topk_weights.buffer()[..])
+            .enumerate()
+        {
+            let place = assignment / top_k * num_experts + id as usize;
+            selected[place] = 1.0;
+            weights[place] = f64::from(weight);
+        }
+        let logits = &workspace.router_logits().unwrap().buffer()[..tokens * num_experts];
+        Self {
+            output: out.iter().map(|value| f64::from(value.to_f32())).collect(),
+            logits: logits.iter().map(|&logit| logit.into()).collect(),
+            selected,
+            weights,
+        }
     }
-    let exact = selected == stored.tensor("fixture.selected", "").unwrap().read_f64().unwrap();
-    (out.iter().map(|value| f64::from(value.to_f32())).collect(), exact)
+
+    fn check(&self, what: &str, stored: &Checkpoint, bound: f64) {
+        let read = |name: &str| {
+            let tensor = stored.tensor(&format!("fixture.{name}"), "a result").unwrap();
+            (tensor.read_f64().unwrap(), *tensor.shape().last().unwrap())
+        };
+        assert_eq!(self.selected, read("selected").0, "{what}: selection");
+        for (name, values) in [
+            ("f64.output", &self.output),
+            ("router_logits", &self.logits),
+            ("combine_weights", &self.weights),
+        ] {
+            let (expected, cols) = read(name);
+            let error = common::compare::rel_l2(values, &expected, cols).unwrap();
+            assert!(error <= bound, "{what} {name}: relative L2 {error:e}, bound {bound:e}");
+        }
+    }
 }
 
 fn fixture_model(checkpoint: &Checkpoint) -> ModelConfig {
@@ -71,11 +102,8 @@ fn check_fixture<T: Float>(name: &str, bound: f64) {
     let model = fixture_model(&checkpoint);
     let layers = checkpoint.moe_layers(model.family);
     assert_eq!(layers.len(), 1, "{name}");
-    let (output, exact) = run::<T>(&checkpoint, &model, layers[0], &checkpoint);
-    let expected = checkpoint.tensor("fixture.f64.output", "").unwrap().read_f64().unwrap();
-    let error = relative_l2(&output, &expected);
-    assert!(exact, "{name} {}: selection", T::DTYPE);
-    assert!(error <= bound, "{name} {}: relative L2 {error:e}, bound {bound:e}", T::DTYPE);
+    let computed = Computed::run::<T>(&checkpoint, &model, layers[0], &checkpoint);
+    computed.check(&format!("{name} {}", T::DTYPE), &checkpoint, bound);
 }
 
 #[test]
@@ -105,17 +133,11 @@ fn sharded_checkpoint_agrees_with_its_reference() {
     let stored = Checkpoint::open(fixture("mixtral-layer1.safetensors")).unwrap();
     let model = ModelConfig::parse(&checkpoint.config_json().unwrap(), &[]).unwrap();
     assert_eq!(checkpoint.moe_layers(model.family), [0, 1, 2]);
-    let expected = stored.tensor("fixture.output", "").unwrap().read_f64().unwrap();
-    for (name, (output, exact), bound) in [
-        ("f32", run::<f32>(&checkpoint, &model, 1, &stored), 1e-6),
-        ("bf16", run::<bf16>(&checkpoint, &model, 1, &stored), 1e-2),
-    ] {
-        let error = relative_l2(&output, &expected);
-        assert!(exact && error <= bound, "{name}: {exact} {error:e}");
-    }
+    let run = |layer| Computed::run::<f32>(&checkpoint, &model, layer, &stored);
+    run(1).check("f32", &stored, 1e-6);
+    Computed::run::<bf16>(&checkpoint, &model, 1, &stored).check("bf16", &stored, 1e-2);
     // Another layer is another function: the layer number matters.
-    let (other, _) = run::<f32>(&checkpoint, &model, 2, &stored);
-    assert!(relative_l2(&other, &expected) > 0.1);
+    assert!(common::compare::rel_l2(&run(2).output, &run(1).output, 64).unwrap() > 0.1);
 }
 
 #[test]
@@ -353,5 +375,5 @@ fn f32_router_weights_are_not_rounded() {
         .map(|&logit| logit.into())
         .collect();
     // Rounding the weights to bf16 would cost about 1e-3.
-    assert!(relative_l2(&logits, &expected) <= 1e-6);
+    assert!(common::compare::rel_l2(&logits, &expected, 8).unwrap() <= 1e-6);
 }

@@ -1,5 +1,7 @@
 //! The main job as a person or a script meets it: exit status, JSON, saved file, error lines.
 
+#![cfg(all(feature = "cpu", feature = "checkpoint"))]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -9,7 +11,8 @@ use safetensors::tensor::TensorView;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// `cargo test` builds examples beside the folder of the test binaries.
+/// `cargo test` builds examples beside the folder of the test binaries. `cargo test --test
+/// run_layer` does not: build the example first, or an old one is tested.
 fn run_layer(args: &[&str]) -> Output {
     let test = std::env::current_exe().unwrap();
     let folder = test.parent().and_then(Path::parent).unwrap();
@@ -92,6 +95,7 @@ fn json_has_every_field_and_the_errors_are_small() {
         assert!(output.status.success());
         let report = json(&output);
         assert_eq!(report["family"], family);
+        assert!(report["model"].is_null());
         assert_eq!(report["backend"], "cpu");
         assert_eq!(report["dtype"], dtype);
         assert_eq!(report["T"], 33);
@@ -164,11 +168,16 @@ fn a_checkpoint_folder_runs_any_layer_on_random_tokens() {
 fn bad_input_is_refused_in_one_line() {
     refused(&["none.safetensors"], &["none.safetensors", "No such file"]);
     refused(&["Cargo.toml"], &["Cargo.toml", "not a safetensors file"]);
+    refused(&["--nonsense"], &["--nonsense"]);
+    refused(&["--backend", "foo"], &["foo", "--backend", "auto, cpu, cuda, emulator"]);
+    refused(&["--dtype", "f64"], &["f64", "f32, bf16, f16"]);
+    refused(&["--layer", "1", "--model", "mixtral-8x7b"], &["--layer", "--model"]);
     refused(&["--backend", "cuda"], &["cuda", "not built"]);
     refused(&["--backend", "emulator"], &["emulator", "not built"]);
     refused(&["--backend", "cuda", "--dtype", "f32"], &["f32", "bf16", "f16"]);
     refused(&["--path", "hopper"], &["--path", "cpu"]);
-    refused(&["--repeat", "0"], &["--repeat", "at least 1"]);
+    refused(&["--repeat", "0"], &["--repeat", "1.."]);
+    refused(&["--repeat", "18446744073709551615"], &["--repeat", "too large"]);
     refused(&["--tokens", "3"], &["--tokens", "stores its own"]);
     refused(&["--model", "gpt-5"], &["gpt-5", "mixtral-8x7b"]);
     refused(&["--model", "deepseek-v3"], &["45303277572 bytes", "group-limited"]);
@@ -185,8 +194,68 @@ fn bad_input_is_refused_in_one_line() {
         &[&fixture("mixtral.safetensors"), "--layer", "1"],
         &["model.layers.1.block_sparse_moe.gate.weight", "is missing"],
     );
-    refused(
-        &[&fixture("mixtral.safetensors"), "--save", "/none/such/place.safetensors"],
-        &["--save /none/such/place.safetensors"],
-    );
+}
+
+#[test]
+fn save_refuses_what_is_no_file_and_leaves_nothing_behind() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    refused(&["--save", &path("")], &["--save", "expected a file"]);
+    refused(&["--save", &path("none/such.safetensors")], &["--save", "none is none"]);
+    refused(&["--save", "/dev/null"], &["--save /dev/null", "expected a file"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+
+    // An existing file is replaced, and what a link points to rather than the link.
+    fs::write(path("old"), "old").unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(path("old"), path("link")).unwrap();
+    #[cfg(not(unix))]
+    fs::copy(path("old"), path("link")).unwrap();
+    assert!(run_layer(&["--save", &path("link")]).status.success());
+    #[cfg(unix)]
+    assert!(fs::symlink_metadata(path("link")).unwrap().is_symlink());
+    SafeTensors::deserialize(&fs::read(path("link")).unwrap()).unwrap();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn stored_results_of_another_shape_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let bytes = fs::read(fixture("mixtral.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let views = file.iter().map(|(name, view)| {
+        let shape = match name {
+            "fixture.router_logits" => vec![8, 33],
+            _ => view.shape().to_vec(),
+        };
+        (name, TensorView::new(view.dtype(), shape, view.data()).unwrap())
+    });
+    let path = folder.path().join("transposed.safetensors");
+    safetensors::serialize_to_file(views, header.metadata().clone(), &path).unwrap();
+    refused(&[path.to_str().unwrap()], &["fixture.router_logits", "[33, 8]", "[8, 33]"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_named_pipe_is_refused_and_not_waited_for() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("pipe.safetensors");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    refused(&[path.to_str().unwrap()], &["pipe.safetensors", "not a regular file"]);
+}
+
+#[test]
+fn a_config_key_can_be_ignored_by_name() {
+    let folder = TempDir::new().unwrap();
+    for entry in fs::read_dir(fixture("mixtral-checkpoint")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let config = folder.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap().replacen('{', "{\"moe_color\": \"red\",", 1);
+    fs::write(&config, text).unwrap();
+    let folder = folder.path().to_str().unwrap();
+    refused(&[folder], &["config.json", "\"moe_color\"", "red", "mixtral", "--ignore-key"]);
+    assert!(run_layer(&[folder, "--ignore-key", "moe_color"]).status.success());
 }

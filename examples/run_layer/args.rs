@@ -39,8 +39,12 @@ pub struct Args {
     pub tokens: Option<usize>,
 
     /// Timed runs, after one that is not timed if there are several
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub repeat: usize,
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeat: u32,
+
+    /// A key of config.json that does not change the layer's result, though its name looks so
+    #[arg(long, value_name = "KEY")]
+    pub ignore_key: Vec<String>,
 
     /// Print one JSON object on one line instead of the report (an error with NaN in it is null)
     #[arg(long)]
@@ -71,4 +75,12 @@ pub enum DTypeName {
     F32,
     Bf16,
     F16,
+}
+
+/// What clap says over several lines, in one.
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let reason = text.split("\n\n").next().unwrap_or_default();
+    let reason = reason.strip_prefix("error: ").unwrap_or(reason);
+    reason.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -10,22 +10,24 @@ mod args;
 mod check;
 mod memory;
 mod report;
+mod save;
 #[path = "../../benches/shapes.rs"]
 mod shapes;
 mod source;
 #[path = "../../benches/synthetic.rs"]
 mod synthetic;
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail};
 use clap::Parser;
 use half::{bf16, f16};
 use moe_kernels::element::Float;
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
 use moe_kernels::ops::{LayerInput, Output};
-use moe_kernels::{Cpu, MoeLayer};
+use moe_kernels::{Cpu, Error, MoeLayer};
 
 use args::{Args, BackendName, DTypeName, PathName};
 use check::{Check, Computed};
@@ -33,8 +35,12 @@ use report::Report;
 use source::Source;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match run(&args) {
+    let result = match Args::try_parse() {
+        Ok(args) => run(&args),
+        Err(help) if !help.use_stderr() => help.exit(),
+        Err(error) => Err(anyhow!(args::one_line(&error))),
+    };
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
@@ -46,15 +52,18 @@ fn main() -> ExitCode {
 
 /// Whether every stored result is met.
 fn run(args: &Args) -> Result<bool> {
-    ensure!(args.repeat > 0, "--repeat 0: expected at least 1");
+    if let Some(path) = &args.save {
+        save::check_path(path)?;
+    }
     match args.backend {
         BackendName::Auto | BackendName::Cpu => {}
         BackendName::Cuda | BackendName::Emulator => {
             let name = format!("{:?}", args.backend).to_lowercase();
-            if args.dtype == Some(DTypeName::F32) {
-                bail!("--dtype f32: the kernels of --backend {name} take bf16 and f16");
-            }
-            bail!("--backend {name} is not built in this version; built: cpu");
+            let (what, supported) = match args.dtype {
+                Some(DTypeName::F32) => (format!("--dtype f32 on --backend {name}"), "bf16, f16"),
+                _ => (format!("--backend {name}, which is not built in this version,"), "cpu"),
+            };
+            return Err(Error::Unsupported { what, supported: supported.to_owned() }.into());
         }
     }
     if args.path != PathName::Auto {
@@ -84,9 +93,9 @@ fn run_as<T: Float>(args: &Args) -> Result<bool> {
 
     let input =
         LayerInput::new(Matrix::contiguous("hidden_states", &x, num_tokens, config.hidden_size)?);
-    let warm_up = usize::from(args.repeat > 1);
-    let mut seconds = Vec::with_capacity(args.repeat);
-    for run in 0..args.repeat + warm_up {
+    let warm_up = u64::from(args.repeat > 1);
+    let mut seconds = Vec::new();
+    for run in 0..u64::from(args.repeat) + warm_up {
         let output = MatrixMut::contiguous("output", &mut out, num_tokens, config.hidden_size)?;
         let start = Instant::now();
         layer.forward(&input, Output::overwrite(output), &mut workspace, &stream)?;
@@ -96,12 +105,13 @@ fn run_as<T: Float>(args: &Args) -> Result<bool> {
     }
 
     let computed = Computed::download(&backend, &workspace, &out, &config, &stream)?;
-    let check = Check::new(&source, &computed, T::DTYPE, &config)?;
+    let check = Check::new(&source, &computed, T::DTYPE, &shape)?;
     if let Some(path) = &args.save {
-        computed.save(path, &shape)?;
+        save::save(&computed, path, &shape)?;
     }
     let report = Report {
         family: source.family(),
+        model: source.model(),
         backend: "cpu",
         path: None,
         dtype: T::DTYPE,
@@ -112,9 +122,10 @@ fn run_as<T: Float>(args: &Args) -> Result<bool> {
         seconds,
         check: &check,
     };
-    match args.json {
-        true => println!("{}", report.json()),
-        false => print!("{report}"),
+    let text = if args.json { report.json() + "\n" } else { report.to_string() };
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        // A reader that has seen enough is no failure of ours.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => bail!("standard output: {error}"),
+        _ => Ok(check.passed()),
     }
-    Ok(check.passed())
 }

@@ -24,7 +24,7 @@ pub fn ensure_fits<T: Float>(source: &Source, num_tokens: usize) -> Result<()> {
 
     let summary = format!(
         "{} with {num_tokens} tokens in {} needs {needed} bytes ({:.1} GB, of which weights {:.1})",
-        source.family(),
+        source.model().unwrap_or(source.family()),
         T::DTYPE,
         needed as f64 / 1e9,
         weights as f64 / 1e9,
@@ -40,8 +40,14 @@ pub fn ensure_fits<T: Float>(source: &Source, num_tokens: usize) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that can be allocated without swapping; known on Linux.
+/// Bytes that can be allocated without swapping, and that a container may have; known on Linux.
 fn available() -> Option<u64> {
+    let container = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let limit = container.and_then(|limit| limit.trim().parse().ok()).unwrap_or(u64::MAX);
+    Some(free_memory()?.min(limit))
+}
+
+fn free_memory() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

@@ -15,6 +15,8 @@ const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇'
 
 pub struct Report<'a> {
     pub family: &'static str,
+    /// The name of a named model.
+    pub model: Option<&'static str>,
     pub backend: &'static str,
     /// Which kernels: hopper or portable; none on the CPU.
     pub path: Option<&'static str>,
@@ -42,6 +44,7 @@ impl Report<'_> {
         let MoeConfig { hidden_size, intermediate_size, num_experts, top_k, .. } = self.config;
         json!({
             "family": self.family,
+            "model": self.model,
             "backend": self.backend,
             "path": self.path,
             "dtype": self.dtype,
@@ -64,7 +67,8 @@ impl Report<'_> {
     fn fmt_layer(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let config = self.config;
         let element = self.dtype.size() as f64;
-        writeln!(f, "{} on {} in {}", self.family, self.backend, self.dtype)?;
+        let name = self.model.unwrap_or(self.family);
+        writeln!(f, "{name} on {} in {}", self.backend, self.dtype)?;
         writeln!(
             f,
             "  shape      T {}, H {}, I {}, E {}, K {}",

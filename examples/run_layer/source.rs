@@ -38,21 +38,29 @@ impl Source {
         }
         let path = args.file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FIXTURE));
         let checkpoint = Checkpoint::open(&path)?;
+        let ignored: Vec<&str> = args.ignore_key.iter().map(String::as_str).collect();
         let model = match checkpoint.metadata("fixture") {
-            Some(header) => {
-                let header: Value = serde_json::from_str(header)
-                    .with_context(|| format!("{}: metadata \"fixture\"", path.display()))?;
-                ModelConfig::parse(&header["config"].to_string(), &[])
-            }
-            None => ModelConfig::parse(&checkpoint.config_json()?, &[]),
+            Some(header) => serde_json::from_str(header)
+                .map_err(anyhow::Error::from)
+                .and_then(|header: Value| {
+                    Ok(ModelConfig::parse(&header["config"].to_string(), &ignored)?)
+                })
+                .with_context(|| format!("{}: metadata \"fixture\"", path.display())),
+            None => checkpoint.config_json().map_err(anyhow::Error::from).and_then(|config| {
+                ModelConfig::parse(&config, &ignored)
+                    .with_context(|| format!("{}: config.json", path.display()))
+            }),
         }?;
         let family = model.family.name;
         let layer = match args.layer {
             Some(layer) => layer,
             None => *checkpoint.moe_layers(model.family).first().ok_or_else(|| {
                 let names = &model.family.tensors;
-                let router = format!("{}{}", names.block, names.router);
-                anyhow!("{}: no tensor \"{router}\" (family {family})", path.display())
+                let router = format!("{}{}", names.block, names.router).replace("{layer}", "N");
+                anyhow!(
+                    "{}: no layer N has a tensor \"{router}\" (family {family})",
+                    path.display()
+                )
             })?,
         };
         let layer = checkpoint.layer(&model, layer)?;
@@ -69,7 +77,15 @@ impl Source {
     pub fn family(&self) -> &'static str {
         match self {
             Self::Stored { family, .. } => family,
-            Self::Named { model, .. } => model.name,
+            Self::Named { model, .. } => model.family,
+        }
+    }
+
+    /// The name of a named model.
+    pub fn model(&self) -> Option<&'static str> {
+        match self {
+            Self::Stored { .. } => None,
+            Self::Named { model, .. } => Some(model.name),
         }
     }
 
@@ -81,14 +97,18 @@ impl Source {
         }
     }
 
-    /// A result that the file stores, as `fixture.<name>`.
-    pub fn expected(&self, name: &str) -> Result<Option<Vec<f64>>> {
+    /// A result of this shape that the file stores as `fixture.<name>`.
+    pub fn expected(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f64>>> {
         let Self::Stored { checkpoint, .. } = self else { return Ok(None) };
         let name = format!("fixture.{name}");
         if !checkpoint.names().any(|stored| stored == name) {
             return Ok(None);
         }
-        Ok(Some(checkpoint.tensor(&name, "a stored result")?.read_f64()?))
+        let tensor = checkpoint.tensor(&name, "a stored result")?;
+        if tensor.shape() != shape {
+            bail!("{name}: expected shape {shape:?}, given {:?}", tensor.shape());
+        }
+        Ok(Some(tensor.read_f64()?))
     }
 
     /// Shape `[B, S, H]` or `[T, H]` of the tokens that the file stores, or of `requested` random

@@ -255,7 +255,8 @@ impl<'a> Keys<'a> {
             {
                 return Err(Error::UnknownConfigKey {
                     key: key.to_owned(),
-                    value: value.to_string(),
+                    // A quantisation table can be pages long.
+                    value: value.to_string().chars().take(80).collect(),
                     family: self.family.name,
                 });
             }
