@@ -162,6 +162,38 @@ fn hf(model_type: &str, more: &str) -> String {
     )
 }
 
+/// Names of other families, and of code that was copied from them: each changes what a layer
+/// computes, so none may pass unread.
+#[test]
+fn keys_that_sound_like_a_moe_layer() {
+    for (key, value) in [
+        ("score_func", "\"sigmoid\""),
+        ("scoring_func", "\"sqrtsoftplus\""),
+        ("hidden_activation", "\"gelu\""),
+        ("ffn_hidden_act", "\"gelu\""),
+        ("act_fn", "\"gelu\""),
+        ("mlp_bias", "true"),
+        ("first_k_dense_replace", "1"),
+        ("swiglu_limit", "7.0"),
+        ("expert_clamp", "null"),
+        ("n_shared_experts", "1"),
+        ("n_group", "8"),
+        ("text_config", "{\"num_experts\":4}"),
+    ] {
+        for family in FAMILIES {
+            let json = hf(family, &format!(", \"{key}\": {value}"));
+            refused!(
+                MoeConfig::from_hf_config(&json),
+                Error::UnknownConfigKey { .. },
+                format!("{key:?}"),
+                value,
+                family
+            );
+            MoeConfig::from_hf_config_ignoring(&json, &[key]).unwrap();
+        }
+    }
+}
+
 const FAMILIES: [&str; 3] = ["mixtral", "qwen3_moe", "olmoe"];
 
 #[test]

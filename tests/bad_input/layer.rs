@@ -2,10 +2,11 @@
 
 use crate::common::*;
 use half::bf16;
+use moe_kernels::backend::Backend;
 use moe_kernels::config::Scoring;
 use moe_kernels::cpu::CpuBuffer;
 use moe_kernels::memory::{Layout, Matrix, MatrixMut};
-use moe_kernels::ops::{ExpertShape, LayerInput, Output, Routing, Workspace};
+use moe_kernels::ops::{ExpertShape, Layer, LayerInput, Output, Routing, Workspace};
 use moe_kernels::weights::{DenseExperts, RouterWeights};
 use moe_kernels::{Cpu, Error, MoeConfig, MoeLayer, Result};
 
@@ -89,6 +90,13 @@ impl Fixture {
                     topk_weights: Matrix::new("weights", &self.weights, weights).unwrap(),
                 });
             }
+            Extra::RouterInputAndRouting => {
+                input.router_input = Some(Matrix::new("router", &self.x, rows(4, 8)).unwrap());
+                input.routing = Some(Routing {
+                    topk_ids: Matrix::new("ids", &self.ids, rows(4, 2)).unwrap(),
+                    topk_weights: Matrix::new("weights", &self.weights, rows(4, 2)).unwrap(),
+                });
+            }
             Extra::TokenIds => input.token_ids = Some(&u32s),
             Extra::SequenceOffsets => input.sequence_offsets = Some(&u32s),
             Extra::Mask => input.mask = Some(&mask),
@@ -115,6 +123,7 @@ enum Extra {
     RouterInput(Layout),
     /// Ids and weights.
     Routing(Layout, Layout),
+    RouterInputAndRouting,
     TokenIds,
     SequenceOffsets,
     Mask,
@@ -172,6 +181,41 @@ fn layer_inputs_that_are_not_built_yet() {
         let result = fixture.refuses(fine, fine, extra);
         refused!(result, Error::Unsupported { .. }, name, "supported", "hidden_states", "routing");
     }
+    // Nobody would read the router's input.
+    let result = fixture.refuses(fine, fine, Extra::RouterInputAndRouting);
+    refused!(result, Error::Unsupported { .. }, "router_input", "routing", "one of them");
+}
+
+/// A backend's own weights, brought to a contract of another configuration.
+#[test]
+fn prepared_weights_of_another_configuration() {
+    let config = MoeConfig::new(8, 16, 3, 2);
+    let fine = Cpu.prepare_gate([3, 8], RouterWeights::Model(vec![bf16::ONE; 24]), &()).unwrap();
+    let experts = Cpu.prepare(ones(SHAPE), &()).unwrap();
+    let x = CpuBuffer::from(vec![bf16::ONE; ROOM]);
+    let input = LayerInput::new(Matrix::new("x", &x, rows(4, 8)).unwrap());
+    let mut workspace = Workspace::new(&Cpu, &config, 4).unwrap();
+    let mut out = CpuBuffer::from(vec![bf16::ONE; ROOM]);
+
+    let gate = Cpu.prepare_gate([4, 8], RouterWeights::Model(vec![bf16::ONE; 32]), &()).unwrap();
+    let output = Output::overwrite(MatrixMut::new("out", &mut out, rows(4, 8)).unwrap());
+    refused!(
+        Layer::new(&config, &input, &gate, &experts, output, &mut workspace),
+        Error::Shape { .. },
+        "gate",
+        "[3, 8]",
+        "[4, 8]"
+    );
+    let wide = ExpertShape { intermediate_size: 24, ..SHAPE };
+    let experts = Cpu.prepare(ones(wide), &()).unwrap();
+    let output = Output::overwrite(MatrixMut::new("out", &mut out, rows(4, 8)).unwrap());
+    refused!(
+        Layer::new(&config, &input, &fine, &experts, output, &mut workspace),
+        Error::Shape { .. },
+        "experts",
+        "[3, 8, 16]",
+        "[3, 8, 24]"
+    );
 }
 
 #[test]

@@ -94,6 +94,9 @@ pub(crate) fn cases() -> Vec<Case> {
         case("ragged", [31, 40, 24, 5, 3]).rules(Sigmoid, Sum),
         case("ragged", [33, 24, 40, 16, 4]).rules(Sigmoid, Raw).loose(),
         case("ragged", [130, 72, 200, 40, 8]).loose(),
+        // Past the CPU's blocks of 256 along K and its 512 columns.
+        case("ragged", [19, 520, 264, 5, 2]),
+        case("ragged", [7, 264, 776, 4, 3]).loose(),
         case("one expert", [33, 8, 24, 1, 1]),
         case("sixty experts", [130, 40, 8, 60, 4]).rules(Softmax, Raw),
         case("72 experts", [33, 200, 72, 72, 6]).loose(),
