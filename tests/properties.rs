@@ -7,6 +7,7 @@ mod common;
 use common::*;
 use moe_kernels::MoeConfig;
 use moe_kernels::config::{Renormalize, Scoring};
+use moe_kernels::element::DType;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 
 /// Everything that a layer depends on, numbers by their seed.
@@ -60,7 +61,11 @@ fn check<T: Storage>(case: &Case, seed: u64, missing: usize) {
     let plan = reference::plan(&ids, k, e, None);
     assert_eq!(device.read_plan(workspace.plan()), plan);
     // Few elements have no statistics: their roundings can happen to be twice the plain ones'.
-    if given.len() < 256 {
+    if T::DTYPE == DType::F32 {
+        // The bound that docs/numerics.md promises. Named cases keep to a tenth of it, but a sigmoid's relative error
+        // is its logit's absolute one, and that is 2e-6 at the -32 that keeps experts idle.
+        assert_close("output f32", &wide(&given), &exact, h, 1e-5);
+    } else if given.len() < 256 {
         assert_close(T::NAME, &wide(&given), &exact, h, T::BOUND);
     } else {
         assert_within::<T>("output", &wide(&given), &exact, &plain, h);

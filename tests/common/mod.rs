@@ -84,7 +84,7 @@ impl Bits for u32 {
 
 impl Storage for f32 {
     const NAME: &'static str = "f32";
-    // targets.md allows 1e-5. Sums of at most a few hundred products keep to a tenth of it.
+    // docs/numerics.md promises 1e-5. Sums of at most a few hundred products keep to a tenth of it.
     const BOUND: f64 = 1e-6;
 
     fn wide(self) -> f64 {
