@@ -26,6 +26,9 @@ fn any_case() -> impl Strategy<Value = (Case, u64, usize)> {
             let mut config = MoeConfig::new(8 * h8, 8 * i8, e, k.min(e));
             config.scoring = if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax };
             config.renormalize = if sum { Renormalize::Sum } else { Renormalize::None };
+            // Experts are kept idle by logits of -32. Where one is chosen all the same, its sigmoid
+            // is 1e-14: more than f16 can hold.
+            let load = if sigmoid && load == Load::OddOnly { Load::Even } else { load };
             let pad = if loose { LOOSE } else { TIGHT };
             let name = "random".to_owned();
             (Case { name, tokens, config, load, values, pad }, seed, missing)
@@ -62,8 +65,8 @@ fn check<T: Storage>(case: &Case, seed: u64, missing: usize) {
     assert_eq!(device.read_plan(workspace.plan()), plan);
     // Few elements have no statistics: their roundings can happen to be twice the plain ones'.
     if T::DTYPE == DType::F32 {
-        // The bound that docs/numerics.md promises. Named cases keep to a tenth of it, but a sigmoid's relative error
-        // is its logit's absolute one, and that is 2e-6 at the -32 that keeps experts idle.
+        // The bound that docs/numerics.md promises. Named cases keep to a tenth of it, but a
+        // sigmoid's relative error is its logit's absolute one, which random logits can make 1e-6.
         assert_close("output f32", &wide(&given), &exact, h, 1e-5);
     } else if given.len() < 256 {
         assert_close(T::NAME, &wide(&given), &exact, h, T::BOUND);
