@@ -2,6 +2,9 @@
 //!
 //! Inputs are small integers wherever sums are formed, so that results are exact in any order of summation.
 
+mod order;
+mod sync;
+
 use super::formats::*;
 use super::*;
 use half::{bf16 as Bf16, f16 as F16};
@@ -115,7 +118,10 @@ impl Micro {
 pub fn all() -> &'static [Micro] {
     static ALL: OnceLock<Vec<Micro>> = OnceLock::new();
     ALL.get_or_init(|| {
-        [wgmma(), matrix(), alu(), copies(), clusters()].into_iter().flatten().collect()
+        [wgmma(), matrix(), alu(), copies(), clusters(), sync::all(), order::all()]
+            .into_iter()
+            .flatten()
+            .collect()
     })
 }
 
@@ -149,16 +155,15 @@ fn wgmma() -> Vec<Micro> {
     let mut v = Vec::new();
     for n in [8, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256] {
         v.push(wgmma_shape(&format!("wgmma_bf16_n{n}"), Format::Bf16, n));
+        v.push(wgmma_shape(&format!("wgmma_bf16_ra_n{n}"), Format::Bf16, n));
     }
-    for (suffix, format) in [("bf16", Format::Bf16), ("f16", Format::F16), ("e4m3", Format::E4m3)] {
-        if format != Format::Bf16 {
-            v.push(wgmma_shape(&format!("wgmma_{suffix}_n64"), format, 64));
-        }
+    for (suffix, format) in [("f16", Format::F16), ("e4m3", Format::E4m3)] {
+        v.push(wgmma_shape(&format!("wgmma_{suffix}_n64"), format, 64));
         v.push(wgmma_shape(&format!("wgmma_{suffix}_ra_n64"), format, 64));
     }
     for width in [16, 32, 64, 128] {
         let pairs: &[(bool, bool)] = if width == 128 {
-            &[(false, false), (true, true)]
+            &[(false, false), (true, false), (false, true), (true, true)]
         } else {
             &[(false, false), (true, false), (false, true)]
         };
@@ -579,5 +584,11 @@ fn clusters() -> Vec<Micro> {
         sent[r * 1024..][..512].copy_from_slice(&input[(r + 3) % 4 * 512..][..512]);
     }
     cluster("send_to_neighbour", sent, None);
+    let solid = dense(false, TensorElement::Bf16, &[24, 6, 9], &[16, 4, 8], 0);
+    let (shared, own) =
+        (read_box(&solid, &[16, 4, -1], &input), read_box(&solid, &[-8, 1, 2], &input));
+    cluster("tma_load_3d_multicast", [&shared[..], &shared, &own, &shared].concat(), Some(solid));
+    cluster("remote_expect_tx", part(&|r, i| (i < 32).then(|| (r + 3) % 4 * 1000 + 31 - i)), None);
+    cluster("fence_cluster", part(&|r, i| (i < 32).then(|| (3 - r) * 50 + 31 - i)), None);
     v
 }
