@@ -75,3 +75,44 @@ KERNEL(micro_send_to_neighbour, 32, 1, MICRO_PARAMS) {
   reinterpret_cast<uint32_t*>(p.out)[rank * 256 + 128 + threadIdx.x] = s.words[threadIdx.x];
   ptx::cluster_sync();
 }
+// Block 0 sends one box to blocks 0, 1 and 3; block 2 loads another itself.  Both hang over the tensor's edges.
+KERNEL(micro_tma_load_3d_multicast, 32, 1, MICRO_PARAMS) {
+  auto& s = shared_storage<ClusterStorage>();
+  const uint32_t bar = micro_barrier(s.bar, 1), rank = ptx::cluster_rank();
+  if (threadIdx.x == 0) ptx::mbarrier_arrive_expect_tx(bar, 1024);
+  ptx::cluster_sync();
+  if (threadIdx.x == 0) {
+    if (rank == 0) ptx::tma_load_3d_multicast(shared_address(s.tile), &map_a, 16, 4, -1, bar, 0xb);
+    if (rank == 2) ptx::tma_load_3d(shared_address(s.tile), &map_a, -8, 1, 2, bar);
+  }
+  while (!ptx::mbarrier_try_wait_cluster(bar, 0)) {}
+  write_part(s, p.out);
+  ptx::cluster_sync();
+}
+// Each block announces its right neighbour's bytes there, then stores them.  The barriers are ready before any
+// is used from outside; nobody leaves before its own has been used.
+KERNEL(micro_remote_expect_tx, 32, 1, MICRO_PARAMS) {
+  auto& s = shared_storage<ClusterStorage>();
+  const uint32_t bar = micro_barrier(s.bar, 1), rank = ptx::cluster_rank(), right = (rank + 1) % 4;
+  ptx::cluster_arrive();
+  const uint32_t there = ptx::map_to_rank(bar, right), word = ptx::map_to_rank(shared_address(&s.words[31 - threadIdx.x]), right);
+  ptx::cluster_wait();
+  if (threadIdx.x == 0) ptx::mbarrier_arrive_expect_tx_cluster(there, FAULT(111) ? 64 : 128);
+  ptx::st_async(word, rank * 1000 + threadIdx.x, there);
+  while (!ptx::mbarrier_try_wait_cluster(bar, 0)) {}
+  reinterpret_cast<uint32_t*>(p.out)[rank * 256 + threadIdx.x] = s.words[threadIdx.x];
+  ptx::cluster_arrive_relaxed();
+  ptx::cluster_wait();
+}
+// A relaxed cluster barrier orders what a fence before it has published.
+KERNEL(micro_fence_cluster, 32, 1, MICRO_PARAMS) {
+  auto& s = shared_storage<ClusterStorage>();
+  const uint32_t rank = ptx::cluster_rank();
+  s.words[threadIdx.x] = rank * 50 + threadIdx.x;
+  if (!FAULT(112)) ptx::fence_acq_rel_cluster();
+  ptx::cluster_arrive_relaxed();
+  ptx::cluster_wait();
+  const uint32_t seen = ptx::ld_cluster(ptx::map_to_rank(shared_address(&s.words[31 - threadIdx.x]), 3 - rank));
+  ptx::cluster_sync();
+  reinterpret_cast<uint32_t*>(p.out)[rank * 256 + threadIdx.x] = seen;
+}

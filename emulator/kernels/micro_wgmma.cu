@@ -46,7 +46,7 @@ template <int kN> __device__ __forceinline__ WgmmaStorage& load_tiles(const Tens
     uint32_t a[4][4];                                                                                     \
     for (int k = 0; k < 4; k++)                                                                           \
       for (int r = 0; r < 4; r++) a[k][r] = in[(row + (r & 1) * 8) * 32 + k * 8 + (r >> 1) * 4 + word];   \
-    PRODUCT(ptx::wrapper##_ra(acc, a[k], ptx::k_major_128b(shared_address(s.b)) + 2 * k, k != 0));        \
+    PRODUCT(ptx::wrapper(acc, a[k], ptx::k_major_128b(shared_address(s.b)) + 2 * k, k != 0));            \
   }
 SHARED_OPERANDS(8, bf16, wgmma_bf16)
 SHARED_OPERANDS(16, bf16, wgmma_bf16)
@@ -63,9 +63,21 @@ SHARED_OPERANDS(192, bf16, wgmma_bf16)
 SHARED_OPERANDS(256, bf16, wgmma_bf16)
 SHARED_OPERANDS(64, f16, wgmma_f16)
 SHARED_OPERANDS(64, e4m3, wgmma_e4m3)
-REGISTER_OPERAND(64, bf16, wgmma_bf16)
-REGISTER_OPERAND(64, f16, wgmma_f16)
-REGISTER_OPERAND(64, e4m3, wgmma_e4m3)
+REGISTER_OPERAND(8, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(16, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(24, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(32, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(40, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(48, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(64, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(80, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(96, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(128, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(160, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(192, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(256, bf16, wgmma_bf16_ra)
+REGISTER_OPERAND(64, f16, wgmma_f16_ra)
+REGISTER_OPERAND(64, e4m3, wgmma_e4m3_ra)
 
 // Operands in every layout.  A tile of 64 rows of 128 bytes lies in blocks as wide as the swizzle span (16 bytes
 // without one), each of 64 rows; rows run along M or N (K-major) or along K (MN-major).
@@ -77,6 +89,7 @@ template <int kWidth, int kTransposed> __device__ __forceinline__ uint64_t layou
   if (!kTransposed) return ptx::matrix_descriptor(tile + k * 32 / kWidth * 64 * kWidth + k * 32 % kWidth, 64 * 16, 8 * kWidth, swizzle);
   // Without a swizzle the roles of the two offsets are exchanged.
   if (kWidth == 16) return ptx::matrix_descriptor(tile + k * 256, 128, 64 * 16, swizzle);
+  if (kWidth == 128) return ptx::mn_major_128b(tile + k * 16 * kWidth, 64 * kWidth, 8 * kWidth);
   return ptx::matrix_descriptor(tile + k * 16 * kWidth, 64 * kWidth, 8 * kWidth, swizzle);
 }
 template <int kWidth, int kTransA, int kTransB> __device__ __forceinline__ void layout_product(const TensorMap& map_a, const TensorMap& map_b, const MicroParams& p) {
@@ -96,4 +109,4 @@ template <int kWidth, int kTransA, int kTransB> __device__ __forceinline__ void 
 LAYOUT(16, 0, 0) LAYOUT(16, 1, 0) LAYOUT(16, 0, 1)
 LAYOUT(32, 0, 0) LAYOUT(32, 1, 0) LAYOUT(32, 0, 1)
 LAYOUT(64, 0, 0) LAYOUT(64, 1, 0) LAYOUT(64, 0, 1)
-LAYOUT(128, 0, 0) LAYOUT(128, 1, 1)
+LAYOUT(128, 0, 0) LAYOUT(128, 1, 0) LAYOUT(128, 0, 1) LAYOUT(128, 1, 1)

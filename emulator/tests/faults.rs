@@ -91,6 +91,10 @@ const MISTAKES: &[Mistake] = &[
         &[Cluster, Race, Deadlock],
     ),
     m(85, "remote arrivals not waited for", "remote arrive", &[Race, Uninitialised]),
+    m(86, "barrier initialised again without mbarrier.inval", "micro_mbarrier_inv", &[Barrier]),
+    m(87, "bar.arrive where bar.sync is meant", "micro_barrier_arrive", &[Race, Uninitialised]),
+    m(88, "bulk load of plain stores without a proxy fence", "micro_fence_proxy", &[Proxy]),
+    m(89, "tile overwritten before the bulk store has read it", "micro_bulk_wait_read", &[Race]),
     m(90, "wgmma reads cp.async data without a proxy fence", "gathered", &[Proxy]),
     m(91, "wgmma reads cp.async data without waiting for it", "gathered", &[Race]),
     m(92, "flag raised by a relaxed addition", "flag", &[Race]),
@@ -109,6 +113,11 @@ const MISTAKES: &[Mistake] = &[
     m(105, "barrier in half a warp", "edges", &[Divergence, Deadlock, Barrier]),
     m(106, "kernel traps", "edges", &[Trap]),
     m(107, "setmaxnreg takes more registers than were given up", "edges", &[Deadlock, Registers]),
+    m(108, "flag raised by a relaxed store", "micro_release_acquire", &[Race]),
+    m(109, "no fence after a relaxed poll", "micro_relaxed_fences", &[Race]),
+    m(110, "last block counted by relaxed additions", "micro_atomics", &[Race]),
+    m(111, "remote expect_tx too small", "micro_remote_expect_tx", &[Async, Race]),
+    m(112, "relaxed cluster barrier without a fence", "micro_fence_cluster", &[Race]),
 ];
 /// Mistakes that the schedule may hide: caught at some seed only.
 const NOT_AT_EVERY_SEED: &[i32] = &[];

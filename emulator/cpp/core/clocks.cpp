@@ -28,6 +28,11 @@ ForeignPtr with_cluster(const ForeignPtr& f, uint32_t cluster, const ClockVec& s
   return join_foreign(f, one);
 }
 
+void join_own(ClockVec& seen, const ForeignPtr& f, uint32_t cluster) {
+  if (!f) return;
+  for (auto& [seq, snapshot] : *f) if (seq == cluster) join_into(seen, *snapshot);
+}
+
 bool foreign_knows(const ForeignPtr& f, uint32_t cluster, uint32_t who, uint32_t when) {
   if (!f) return false;
   auto it = std::lower_bound(f->begin(), f->end(), cluster, [](const auto& e, uint32_t c) { return e.first < c; });

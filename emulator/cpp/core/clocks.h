@@ -27,6 +27,8 @@ inline void join_into(ClockVec& a, const ClockVec& b) {
 }
 ForeignPtr join_foreign(const ForeignPtr&, const ForeignPtr&);
 ForeignPtr with_cluster(const ForeignPtr&, uint32_t cluster, const ClockVec&);
+// What is known of `cluster` itself is knowledge of its own clock domain.
+void join_own(ClockVec& seen, const ForeignPtr&, uint32_t cluster);
 bool foreign_knows(const ForeignPtr&, uint32_t cluster, uint32_t who, uint32_t when);
 
 struct Clocks {

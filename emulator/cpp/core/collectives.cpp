@@ -185,14 +185,19 @@ void cluster_arrive(bool release) {
   f->cluster_arrived = true;
   f->cluster_phase = b.phase;
   b.expected = (int)c->n_threads;
-  if (run->check() && release) {
+  if (run->check()) {
     if (b.accumulating.empty()) b.accumulating.reset(f->clocks.seen.size());
-    b.accumulating.join(f->clocks);
-    tick(f);
+    if (release) {
+      b.accumulating.join(f->clocks);
+      tick(f);
+    } else {                                              // a relaxed arrival passes on what a fence has published
+      join_own(b.accumulating.seen, f->clocks.fenced, c->seq);
+      b.accumulating.foreign = join_foreign(b.accumulating.foreign, f->clocks.fenced);
+      b.accumulating.grids |= f->clocks.fenced_grids;
+    }
   }
   if (++b.arrived < b.expected) return;
   if (run->check()) {
-    if (b.accumulating.empty()) b.accumulating.reset(f->clocks.seen.size());
     b.completed[b.phase & 1] = b.accumulating;
     b.accumulating.reset(f->clocks.seen.size());
   }

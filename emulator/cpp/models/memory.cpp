@@ -94,8 +94,7 @@ static void after_read(Fiber* f, uintptr_t p, bool acquire) {
     f->clocks.foreign = join_foreign(f->clocks.foreign, it->second.foreign);
     f->clocks.grids |= it->second.grids;
     // What the same cluster released through device memory is knowledge of our own clock domain.
-    if (it->second.foreign)
-      for (auto& [seq, snapshot] : *it->second.foreign) if (seq == f->home->cluster->seq) join_into(f->clocks.seen, *snapshot);
+    join_own(f->clocks.seen, it->second.foreign, f->home->cluster->seq);
   } else {
     f->clocks.met = join_foreign(f->clocks.met, it->second.foreign);
     f->clocks.met_grids |= it->second.grids;

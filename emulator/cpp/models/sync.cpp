@@ -28,6 +28,7 @@ static void fence(int scope) {
   if (scope == 0 || !run->check()) return;                // inside a block nothing but barriers passes knowledge on
   Clocks& k = me->clocks;
   k.foreign = join_foreign(k.foreign, k.met);
+  join_own(k.seen, k.met, me->home->cluster->seq);
   k.grids |= k.met_grids;
   k.fenced = with_cluster(k.foreign, me->home->cluster->seq, k.seen);
   k.fenced_grids = k.grids;

@@ -19,6 +19,22 @@ pub const HAZARDS: &[Case] = &[
     Case { name: "distributed shared memory", run: |r| conforms(r, "micro_distributed_shared") },
     Case { name: "remote arrive", run: |r| conforms(r, "micro_remote_arrive") },
     Case { name: "neighbour", run: |r| conforms(r, "micro_send_to_neighbour") },
+    Case { name: "micro_mbarrier_invalidate", run: |r| conforms(r, "micro_mbarrier_invalidate") },
+    Case { name: "micro_barrier_arrive", run: |r| conforms(r, "micro_barrier_arrive") },
+    Case {
+        name: "micro_fence_proxy_async_global",
+        run: |r| conforms(r, "micro_fence_proxy_async_global"),
+    },
+    Case { name: "micro_bulk_wait_read", run: |r| conforms(r, "micro_bulk_wait_read") },
+    Case { name: "micro_release_acquire", run: |r| conforms(r, "micro_release_acquire") },
+    Case { name: "micro_relaxed_fences", run: |r| conforms(r, "micro_relaxed_fences") },
+    Case { name: "micro_atomics", run: |r| conforms(r, "micro_atomics") },
+    Case { name: "micro_remote_expect_tx", run: |r| conforms(r, "micro_remote_expect_tx") },
+    Case { name: "micro_fence_cluster", run: |r| conforms(r, "micro_fence_cluster") },
+    Case {
+        name: "micro_tma_load_3d_multicast",
+        run: |r| conforms(r, "micro_tma_load_3d_multicast"),
+    },
 ];
 
 fn equal<T: PartialEq + std::fmt::Debug>(got: &[T], want: &[T]) -> Outcome {
