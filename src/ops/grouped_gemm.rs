@@ -62,7 +62,7 @@ pub enum Gather {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Epilogue {
-    /// Stores them; the columns of [`Projection::GateUp`] are the gate's, then the up's.
+    /// Stores them; of gate and up, the gate's columns first.
     Store,
     /// Stores the I columns `act(gate) * up`.
     Activation(ActivationFn),
