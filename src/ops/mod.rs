@@ -19,7 +19,7 @@ mod router;
 
 pub use activation::Activation;
 pub use combine::{Combine, Output, Write};
-#[cfg(feature = "cpu")]
+#[cfg(any(feature = "cpu", feature = "driver"))]
 pub(crate) use grouped_gemm::Projection;
 pub use grouped_gemm::{Epilogue, ExpertShape, Experts, Gather, GroupedGemm};
 pub use layer::{Layer, LayerInput, Workspace};

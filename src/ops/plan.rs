@@ -25,6 +25,9 @@ pub struct RoutingPlan<M: Memory> {
     pub(crate) expert_offsets: M::Buffer<u32>,
     pub(crate) token_of_row: M::Buffer<u32>,
     pub(crate) row_of_assignment: M::Buffer<u32>,
+    /// The stage's own, between its launches.
+    #[cfg_attr(not(feature = "driver"), expect(dead_code, reason = "the CPU's plan needs none"))]
+    pub(crate) scratch: M::Buffer<u32>,
 }
 
 impl<M: Memory> RoutingPlan<M> {
@@ -48,6 +51,8 @@ impl<M: Memory> RoutingPlan<M> {
             expert_offsets: memory.allocate("expert_offsets", num_experts + 1)?,
             token_of_row: memory.allocate("token_of_row", max_assignments)?,
             row_of_assignment: memory.allocate("row_of_assignment", max_assignments)?,
+            scratch: memory
+                .allocate("plan scratch", M::plan_scratch_len(num_experts, max_assignments))?,
         })
     }
 
@@ -91,7 +96,8 @@ impl<M: Memory> RoutingPlan<M> {
     }
 
     pub(crate) fn bytes(num_experts: usize, max_assignments: usize) -> usize {
-        size_of::<u32>() * (2 * num_experts + 1 + 2 * max_assignments)
+        let scratch = M::plan_scratch_len(num_experts, max_assignments);
+        size_of::<u32>() * (2 * num_experts + 1 + 2 * max_assignments + scratch)
     }
 }
 
