@@ -4,6 +4,8 @@ use crate::config::{MAX_EXPERTS, MAX_TOP_K};
 use crate::error::{Error, Result, checked_product};
 use crate::memory::{Buffer, Matrix, Memory};
 
+use super::{NumTokens, check_num_tokens};
+
 /// In [`RoutingPlan::row_of_assignment`]: the assignment has no row here.
 pub const NOT_ROUTED: u32 = u32::MAX;
 
@@ -115,6 +117,7 @@ pub struct Plan<'a, M: Memory> {
     pub(crate) topk_ids: Matrix<'a, M, i32>,
     pub(crate) expert_map: Option<Matrix<'a, M, i32>>,
     pub(crate) plan: &'a mut RoutingPlan<M>,
+    pub(crate) num_tokens: NumTokens<'a, M>,
 }
 
 impl<'a, M: Memory> Plan<'a, M> {
@@ -140,7 +143,17 @@ impl<'a, M: Memory> Plan<'a, M> {
         if needed > len {
             return Err(Error::View { operand: "routing plan".to_owned(), needed, len });
         }
-        Ok(Self { topk_ids, expert_map, plan })
+        Ok(Self { topk_ids, expert_map, plan, num_tokens: None })
+    }
+
+    /// Only the first `num_tokens[0]` tokens, a number in the backend's memory: at most T, read
+    /// when the stage runs. Assignments of the others have no row.
+    ///
+    /// # Errors
+    /// [`Error::View`] for an empty buffer.
+    pub fn with_num_tokens(self, num_tokens: &'a M::Buffer<u32>) -> Result<Self> {
+        check_num_tokens::<M>(num_tokens)?;
+        Ok(Self { num_tokens: Some(num_tokens), ..self })
     }
 
     /// Called by a backend that is about to run the stage: from here on the plan is one of these
