@@ -184,6 +184,7 @@ impl<D: Driver> Cuda<D> {
         let function = *self.context.functions.get(kernel).ok_or_else(unknown)?;
         let programmatic = self.properties().compute_capability >= 90;
         let config = LaunchConfig { programmatic, ..config };
+        tracing::trace!(kernel, blocks = config.grid.volume(), shared_bytes = config.shared_bytes);
         // SAFETY: the caller's promise.
         Ok(unsafe { self.driver().launch(function, &config, args, stream.raw()) }?)
     }
