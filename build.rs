@@ -3,8 +3,8 @@
 //!
 //! - `NVCC`, else `CUDA_HOME`, `CUDA_PATH`, `.cuda/`, PATH, Python's `nvidia.cu13`: the compiler;
 //! - `CUDA_COMPUTE_CAP`: SASS for these alone: `90`, `8.0,9.0`, `native`; `all` is what `ALL` lists;
-//! - `MOE_KERNELS_REQUIRE_NVCC=1`: without nvcc the build fails;
-//! - `MOE_KERNELS_DENY_SPILLS=1`: so it does with spills, C75xx, any warning, too many bytes;
+//! - `MOE_KERNELS_REQUIRE_NVCC=1`: no nvcc, no build; `MOE_KERNELS_DENY_SPILLS=1`: nor with spills,
+//!   C75xx or any warning, nor with too many bytes;
 //! - `MOE_KERNELS_CACHE`: a folder where builds share fatbins, by content; by default OUT_DIR.
 
 use std::collections::BTreeSet;
@@ -16,8 +16,7 @@ use std::{env, fs, iter, thread};
 
 /// Compute capabilities that get SASS of their own; the PTX of 8.0 serves the rest.
 const ALL: [u32; 5] = [80, 89, 90, 100, 120];
-/// Of all fatbins together.
-const MOST_BYTES: usize = 8 << 20;
+const MOST_FATBIN_BYTES: usize = 8 << 20;
 const VARIABLES: &str = "NVCC CUDA_HOME CUDA_PATH CUDA_COMPUTE_CAP MOE_KERNELS_REQUIRE_NVCC \
     MOE_KERNELS_DENY_SPILLS MOE_KERNELS_CACHE NVCC_CCBIN NVCC_PREPEND_FLAGS NVCC_APPEND_FLAGS";
 
@@ -47,9 +46,8 @@ fn main() {
     println!("cargo:warning=CUDA kernels: {built}");
     let row = |(name, path)| format!("({name:?}, include_bytes!({path:?})),\n");
     let rows: String = fatbins.into_iter().map(row).collect();
-    let table = format!("static FATBINS: &[(&str, &[u8])] = &[\n{rows}];\n");
-    let table = format!("static BUILT: &str = {built:?};\n{table}");
-    fs::write(out.join("fatbins.rs"), table).expect("OUT_DIR is writable");
+    let table = format!("&[(&str, &[u8])] = &[\n{rows}];\nstatic BUILT: &str = {built:?};\n");
+    fs::write(out.join("fatbins.rs"), "static FATBINS: ".to_owned() + &table).expect("writable");
 }
 
 /// What a program prints, or why it prints nothing.
@@ -61,9 +59,9 @@ fn ask(program: &Path, arguments: &[&str]) -> Result<String, String> {
 
 /// The first nvcc that there is.
 fn find_nvcc() -> Result<Nvcc, String> {
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(PathBuf::from);
-    let homes = homes.chain(env::current_dir().map(|root| root.join(".cuda")));
-    let mut folders: Vec<_> = homes.map(|home| home.join("bin")).collect();
+    let homes = [env::var("CUDA_HOME"), env::var("CUDA_PATH"), Ok(".cuda".into())];
+    let homes = homes.into_iter().flatten();
+    let mut folders: Vec<_> = homes.map(|home| Path::new(&home).join("bin")).collect();
     folders.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
     let wheel = "import nvidia.cu13 as m; print(list(m.__path__)[0])";
     folders.extend(ask(Path::new("python3"), &["-c", wheel]).map(|p| Path::new(&p).join("bin")));
@@ -101,14 +99,12 @@ fn compute_capabilities(nvcc: &Nvcc) -> (Vec<u32>, Vec<u32>) {
             .unwrap_or_else(|why| panic!("CUDA_COMPUTE_CAP=native, but nvidia-smi: {why}"));
     }
     let words = asked.split([',', ';', ' ', '\n']).filter(|word| !word.is_empty());
-    let caps: BTreeSet<u32> = words
-        .flat_map(|word| match word.trim_end_matches('a').replace('.', "").parse() {
-            _ if word == "all" => ALL.to_vec(),
-            Ok(cap) if cap >= 80 => vec![cap],
-            _ => panic!("CUDA_COMPUTE_CAP: {word:?} is none from 8.0 on, nor all, nor native"),
-        })
-        .collect();
-    caps.into_iter().partition(|cap| nvcc.knows.contains(cap))
+    let caps = words.flat_map(|word| match word.trim_end_matches('a').replace('.', "").parse() {
+        _ if word == "all" => ALL.to_vec(),
+        Ok(cap) if cap >= 80 => vec![cap],
+        _ => panic!("CUDA_COMPUTE_CAP: {word:?} is none from 8.0 on, nor all, nor native"),
+    });
+    caps.collect::<BTreeSet<_>>().into_iter().partition(|cap| nvcc.knows.contains(cap))
 }
 
 /// Compiles everything. What was built, in words, and the fatbins by name.
@@ -117,9 +113,9 @@ fn build(nvcc: &Nvcc, out: &Path) -> (String, Vec<(String, PathBuf)>) {
     let (caps, unknown) = compute_capabilities(nvcc);
     let cache = env::var_os("MOE_KERNELS_CACHE").map_or(out.to_owned(), PathBuf::from);
     fs::create_dir_all(&cache).expect("MOE_KERNELS_CACHE can be made");
-    let files = files(Path::new("kernels")).into_iter();
+    let is_source = |path: &PathBuf| path.extension() == Some("cu".as_ref());
     let (sources, headers): (Vec<_>, Vec<_>) =
-        files.partition(|path| path.extension() == Some("cu".as_ref()));
+        files("kernels".as_ref()).into_iter().partition(is_source);
     // Any header may be in any source: one that changes makes everything anew.
     let headers: Vec<_> = headers.iter().map(|path| read(path)).collect();
     let variables = ["NVCC_CCBIN", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"].map(env::var_os);
@@ -146,19 +142,20 @@ fn build(nvcc: &Nvcc, out: &Path) -> (String, Vec<(String, PathBuf)>) {
 
     let logs = jobs.iter().map(|(_, _, _, base)| read(&base.with_extension("log")));
     let mut complaints: Vec<_> = logs.flat_map(|log| complaints_of(&log)).collect();
-    let fatbins = jobs.into_iter().map(|(name, _, _, base)| (name, base.with_extension("fatbin")));
-    let fatbins: Vec<_> = fatbins.collect();
+    let fatbin = |(name, _, _, base): Job| (name, base.with_extension("fatbin"));
+    let fatbins: Vec<_> = jobs.into_iter().map(fatbin).collect();
     let bytes: usize = fatbins.iter().map(|(_, path)| read(path).len()).sum();
-    if bytes > MOST_BYTES {
-        complaints.push(format!("{bytes} bytes of fatbins; the limit is {MOST_BYTES}"));
+    if bytes > MOST_FATBIN_BYTES {
+        complaints.push(format!("{bytes} bytes of fatbins; the limit is {MOST_FATBIN_BYTES}"));
     }
-    complaints.iter().for_each(|complaint| println!("cargo:warning={complaint}"));
-    let is_denied = env::var("MOE_KERNELS_DENY_SPILLS") == Ok("1".into());
-    assert!(!is_denied || complaints.is_empty(), "denied:\n{}", complaints.join("\n"));
-    let (count, version, path) = (fatbins.len(), &nvcc.version, nvcc.path.display());
+    complaints.iter().for_each(|line| println!("cargo:warning={line}"));
+    if env::var("MOE_KERNELS_DENY_SPILLS") == Ok("1".into()) {
+        assert!(complaints.is_empty(), "denied by MOE_KERNELS_DENY_SPILLS=1");
+    }
+    let (count, Nvcc { version, path, .. }) = (fatbins.len(), nvcc);
     let lacks = if unknown.is_empty() { "" } else { &format!(", which lacks {unknown:?}") };
     let made = format!("{count} fatbins, {bytes} bytes, SASS for {caps:?} and PTX for 80");
-    (format!("{made}, by nvcc {version} at {path}{lacks}"), fatbins)
+    (format!("{made}, by nvcc {version} at {path:?}{lacks}"), fatbins)
 }
 
 /// Writes `base`.fatbin and, in `base`.log, what the compiler said; not if they are there.
@@ -174,12 +171,11 @@ fn compile(nvcc: &Nvcc, (_, source, archs, base): &Job) {
     let output = command.output().unwrap_or_else(|e| panic!("{}: {e}", nvcc.path.display()));
     let log = [output.stderr, output.stdout].concat();
     assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&log));
-    let written = fs::write(base.with_extension("log"), log);
-    let moved = written.and_then(|()| fs::rename(&scratch, base.with_extension("fatbin")));
-    moved.unwrap_or_else(|e| panic!("{}: {e}", base.display()));
+    fs::write(base.with_extension("log"), log).expect("the cache is writable");
+    fs::rename(&scratch, base.with_extension("fatbin")).expect("the cache is writable");
 }
 
-/// Spills and other local memory, serialised wgmma (C75xx) and all other warnings.
+/// Spills and other local memory, serialised wgmma (C75xx), and warnings.
 fn complaints_of(log: &[u8]) -> Vec<String> {
     let (mut kernel, mut found) = ("", Vec::new());
     for line in String::from_utf8_lossy(log).lines().map(str::trim) {

@@ -8,4 +8,6 @@
 )]
 
 pub mod driver;
+#[cfg(feature = "cuda")]
+pub mod fatbins;
 pub mod tiles;
