@@ -35,7 +35,7 @@ fi
 # Built beside the folder and moved at the end: an interrupted run leaves nothing half done.
 scratch="$folder.new.$$"
 trap 'rm -rf "$scratch"' EXIT
-python3 -m pip install --quiet --disable-pip-version-check --no-deps --no-compile \
+python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps --no-compile \
     --target "$scratch/wheels" "${wheels[@]}"
 toolkit="$scratch/wheels/nvidia/cu13"
 chmod +x "$toolkit"/bin/* "$toolkit"/nvvm/bin/*
