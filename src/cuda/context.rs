@@ -8,6 +8,7 @@ use crate::element::{DType, Element};
 use crate::error::{Error, Result};
 
 use super::CudaStream;
+use super::buffer::Place;
 use super::driver::{
     DeviceProperties, Driver, DriverError, Function, KernelArg, LaunchConfig, Stream,
 };
@@ -164,6 +165,26 @@ impl<D: Driver> Cuda<D> {
     /// [`Error::Device`].
     pub fn create_stream(&self) -> Result<CudaStream<D>> {
         CudaStream::new(self)
+    }
+
+    /// Refuses operands of another backend: their addresses may mean something else here.
+    pub(super) fn check_places<'a>(
+        &self,
+        places: impl IntoIterator<Item = Place<'a, D>>,
+    ) -> Result<()>
+    where
+        D: 'a,
+    {
+        for Place { operand, cuda } in places {
+            if !Arc::ptr_eq(&cuda.context, &self.context) {
+                return Err(Error::value(
+                    operand,
+                    format!("of another backend, on {}", cuda.properties().name),
+                    format!("of this backend, on {}", self.properties().name),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Launches a kernel by name.
