@@ -17,6 +17,8 @@ mod buffer;
 mod combine;
 mod context;
 pub mod driver;
+#[cfg(feature = "cuda")]
+pub mod fatbins;
 mod grouped_gemm;
 mod permute;
 mod plan;
