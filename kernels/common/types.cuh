@@ -15,3 +15,6 @@ __device__ __forceinline__ float to_float(bf16 v) { return __uint_as_float((unsi
 // The two halves of a packed pair of bf16.
 __device__ __forceinline__ float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+// What the host passes as a number.
+template <class T> __device__ __forceinline__ T* device_pointer(uint64_t address) { return reinterpret_cast<T*>(address); }

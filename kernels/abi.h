@@ -1,0 +1,157 @@
+// Every struct that crosses the boundary between the host and the kernels: C11, fixed widths, no padding.
+//
+// src/cuda/abi.rs is generated from this file.  A device address is a uint64_t, 0 where there is none.  Strides
+// and offsets count elements.  T num_tokens, H hidden_size, I intermediate_size, E num_experts, K top_k,
+// R = T * K rows.  "float16" is bf16 or f16, by the kernel's name.
+#pragma once
+#include <stdint.h>
+
+#if defined(__cplusplus)
+#define ABI_ASSERT(condition) static_assert(condition, #condition)
+#else
+#define ABI_ASSERT(condition) _Static_assert(condition, #condition)
+#endif
+
+// T: at most `host`; the number at `device` (uint32_t), where that is not 0.
+typedef struct TokenCount {
+  uint64_t device;
+  uint32_t host;
+  uint32_t reserved;
+} TokenCount;
+ABI_ASSERT(sizeof(TokenCount) == 16);
+
+// router_logits[t, e] = sum_h x[t, h] * gate[e, h]
+typedef struct RouterLogitsArgs {
+  uint64_t x;         // float16 [T, H]
+  uint64_t gate;      // float or float16 [E, H], by the kernel's name
+  uint64_t logits;    // float [T, E]
+  uint64_t x_stride;
+  uint64_t logits_stride;
+  TokenCount num_tokens;
+  uint32_t hidden_size;
+  uint32_t num_experts;
+} RouterLogitsArgs;
+ABI_ASSERT(sizeof(RouterLogitsArgs) == 64);
+
+enum { SCORING_SOFTMAX = 0, SCORING_SIGMOID = 1 };
+enum { RENORMALIZE_NONE = 0, RENORMALIZE_SUM = 1 };
+
+// The K best experts of each token, and their weights.
+typedef struct RouterTopKArgs {
+  uint64_t logits;        // float [T, E]
+  uint64_t topk_ids;      // int32_t [T, K]
+  uint64_t topk_weights;  // float [T, K]
+  uint64_t logits_stride;
+  uint64_t ids_stride;
+  uint64_t weights_stride;
+  TokenCount num_tokens;
+  uint32_t num_experts;
+  uint32_t top_k;
+  uint32_t scoring;
+  uint32_t renormalize;
+} RouterTopKArgs;
+ABI_ASSERT(sizeof(RouterTopKArgs) == 80);
+
+// From ids to rows.  Each kernel of the stage takes the same arguments.
+typedef struct PlanArgs {
+  uint64_t topk_ids;           // int32_t [T, K]
+  uint64_t ids_stride;
+  uint64_t expert_map;         // int32_t [expert_map_len]: global id -> local id or -1
+  uint64_t tokens_per_expert;  // uint32_t [E]
+  uint64_t expert_offsets;     // uint32_t [E + 1]
+  uint64_t token_of_row;       // uint32_t [R]
+  uint64_t row_of_assignment;  // uint32_t [R]
+  uint64_t scratch;            // uint32_t [chunks, E]
+  TokenCount num_tokens;
+  uint32_t expert_map_len;
+  uint32_t num_experts;
+  uint32_t top_k;
+  uint32_t assignments_per_chunk;
+} PlanArgs;
+ABI_ASSERT(sizeof(PlanArgs) == 96);
+
+// rows[r] = x[token_of_row[r]]
+typedef struct PermuteArgs {
+  uint64_t x;             // float16 [T, H]
+  uint64_t rows;          // float16 [R, H]
+  uint64_t token_of_row;  // uint32_t [R]
+  uint64_t num_rows;      // uint32_t: expert_offsets[E]
+  uint64_t x_stride;
+  uint64_t rows_stride;
+  uint32_t hidden_size;
+  uint32_t max_rows;
+} PermuteArgs;
+ABI_ASSERT(sizeof(PermuteArgs) == 56);
+
+// act(g, u) = g' sigmoid(g' (alpha + cubic g'^2)) (u' + up_bias), where g' = min(g, gate_max) and
+// u' = clamp(u, up_min, up_max): SiLU, GELU (tanh), quick GELU and the clamped form of gpt-oss.
+typedef struct ActivationParams {
+  float alpha;
+  float cubic;
+  float up_bias;
+  float gate_max;
+  float up_min;
+  float up_max;
+} ActivationParams;
+ABI_ASSERT(sizeof(ActivationParams) == 24);
+
+// One matrix [rows, depth] of each expert, where it lies: row j of expert e starts at element
+// offset + j * row_stride of the expert's memory, which starts at base + e * expert_stride elements,
+// or at table[e].
+typedef struct ExpertMatrices {
+  uint64_t base;           // float16, or 0 with a table
+  uint64_t table;          // uint64_t [E], or 0
+  uint64_t expert_stride;
+  uint64_t row_stride;
+  uint64_t gate_offset;    // of the gate's rows; of the only matrix
+  uint64_t up_offset;      // of the up projection's rows; 0 where there is none
+} ExpertMatrices;
+ABI_ASSERT(sizeof(ExpertMatrices) == 48);
+
+// out[r] = epilogue(x[r or token_of_row[r]] W_e^T) for the rows r of each expert e.
+typedef struct GroupedGemmArgs {
+  uint64_t x;               // float16 [T, depth], or [R, depth] where packed
+  uint64_t out;             // float16 [R, columns], or [R, 2 columns] for both halves, the gate's first
+  uint64_t token_of_row;    // uint32_t [R]; 0: x is packed
+  uint64_t expert_offsets;  // uint32_t [E + 1]
+  uint64_t x_stride;
+  uint64_t out_stride;
+  ExpertMatrices weights;
+  uint64_t weight_maps;     // TensorMap [E]: of each expert's matrix; 0: one map of all, an argument of the kernel
+  ActivationParams activation;
+  uint32_t num_experts;
+  uint32_t columns;         // of one half: I for gate and up, H for down
+  uint32_t depth;           // H for gate and up, I for down
+  uint32_t up_first;        // 1: the up projection's half lies first in the tensor map
+} GroupedGemmArgs;
+ABI_ASSERT(sizeof(GroupedGemmArgs) == 144);
+
+// out[r, i] = act(gate_up[r, i], gate_up[r, I + i])
+typedef struct ActivationArgs {
+  uint64_t gate_up;   // float16 [R, 2I]
+  uint64_t out;       // float16 [R, I]
+  uint64_t num_rows;  // uint32_t: expert_offsets[E]
+  uint64_t gate_up_stride;
+  uint64_t out_stride;
+  ActivationParams activation;
+  uint32_t columns;
+  uint32_t max_rows;
+} ActivationArgs;
+ABI_ASSERT(sizeof(ActivationArgs) == 72);
+
+// out[t] (+)= sum_k topk_weights[t, k] * rows[row_of_assignment[t * K + k]]
+typedef struct CombineArgs {
+  uint64_t rows;               // float16 [R, H]
+  uint64_t topk_weights;       // float [T, K]
+  uint64_t row_of_assignment;  // uint32_t [R]
+  uint64_t out;                // float16 [T, H]
+  uint64_t rows_stride;
+  uint64_t weights_stride;
+  uint64_t out_stride;
+  TokenCount num_tokens;
+  uint32_t hidden_size;
+  uint32_t top_k;
+  uint32_t accumulate;
+  uint32_t reserved;
+} CombineArgs;
+ABI_ASSERT(sizeof(CombineArgs) == 88);
