@@ -1,7 +1,8 @@
 // Plan: the order of assignments by expert.  An assignment is a pair (token, k), numbered token * K + k.
 //
 //   for a in 0 .. T * K:
-//     local[a] = expert_map[ids[a]], or ids[a] without a map; none where that is outside 0 .. E
+//     local[a] = expert_map[ids[a]], or ids[a] without a map; none where that is outside 0 .. E, and from
+//                num_tokens * K on
 //     tokens_per_expert[local[a]] += 1
 //   expert_offsets[e] = sum of tokens_per_expert[j] over j < e
 //   next = expert_offsets
@@ -34,14 +35,18 @@ struct PlanStorage {
   uint16_t before[kWarps][kMaxExperts];  // assignments of the tile in the warp; in the warps before it
   uint32_t warp_total[kWarps];
 };
+static_assert(sizeof(PlanStorage) == PLAN_SHARED, "the host passes as much");
 
-__device__ __forceinline__ uint32_t num_assignments(const PlanArgs& p) { return token_count(p.num_tokens) * p.top_k; }
-__device__ __forceinline__ uint32_t num_chunks(const PlanArgs& p, uint32_t assignments) {
+// Those that there is room for: of them, token_count(p.num_tokens) * K may have a row.
+__device__ __forceinline__ uint32_t num_assignments(const PlanArgs& p) { return p.num_tokens.host * p.top_k; }
+__device__ __forceinline__ uint32_t num_chunks(const PlanArgs& p) {
+  const uint32_t assignments = num_assignments(p);
   return assignments / p.assignments_per_chunk + (assignments % p.assignments_per_chunk != 0);
 }
 
 // The expert of an assignment, or E where it has none here.
-__device__ __forceinline__ uint32_t local_expert(const PlanArgs& p, uint32_t assignment) {
+__device__ __forceinline__ uint32_t local_expert(const PlanArgs& p, uint32_t assignment, uint32_t live) {
+  if (assignment >= live) return p.num_experts;
   const uint32_t token = assignment / p.top_k, k = assignment % p.top_k;
   uint32_t id = (uint32_t)device_pointer<const int32_t>(p.topk_ids)[token * p.ids_stride + k];
   if (p.expert_map != 0) {
@@ -54,14 +59,15 @@ __device__ __forceinline__ uint32_t local_expert(const PlanArgs& p, uint32_t ass
 // scratch[chunk, e] = the chunk's assignments to e
 __device__ __forceinline__ void count_chunks(PlanStorage& s, const PlanArgs& p) {
   uint32_t* scratch = device_pointer<uint32_t>(p.scratch);
-  const uint32_t assignments = num_assignments(p), chunks = num_chunks(p, assignments);
+  const uint32_t assignments = num_assignments(p), chunks = num_chunks(p);
+  const uint32_t live = token_count(p.num_tokens) * p.top_k;
   for (uint32_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
     for (uint32_t e = threadIdx.x; e < p.num_experts; e += PLAN_THREADS) s.count[e] = 0;
     __syncthreads();
     const uint32_t first = chunk * p.assignments_per_chunk;
     const uint32_t end = first + min(p.assignments_per_chunk, assignments - first);
     for (uint32_t a = first + threadIdx.x; a < end; a += PLAN_THREADS) {
-      const uint32_t e = local_expert(p, a);
+      const uint32_t e = local_expert(p, a, live);
       if (e < p.num_experts) atomicAdd(&s.count[e], 1u);
     }
     __syncthreads();
@@ -75,7 +81,7 @@ __device__ __forceinline__ void scan_counts(PlanStorage& s, const PlanArgs& p) {
   uint32_t* scratch = device_pointer<uint32_t>(p.scratch);
   uint32_t* expert_offsets = device_pointer<uint32_t>(p.expert_offsets);
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const uint32_t chunks = num_chunks(p, num_assignments(p));
+  const uint32_t chunks = num_chunks(p);
   uint32_t before = 0;  // rows of the experts of earlier rounds
   for (uint32_t first = 0; first < p.num_experts; first += PLAN_THREADS) {
     const uint32_t e = first + threadIdx.x;
@@ -119,7 +125,8 @@ __device__ __forceinline__ void scatter_chunks(PlanStorage& s, const PlanArgs& p
   uint32_t* token_of_row = device_pointer<uint32_t>(p.token_of_row);
   uint32_t* row_of_assignment = device_pointer<uint32_t>(p.row_of_assignment);
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const uint32_t assignments = num_assignments(p), chunks = num_chunks(p, assignments);
+  const uint32_t assignments = num_assignments(p), chunks = num_chunks(p);
+  const uint32_t live = token_count(p.num_tokens) * p.top_k;
   uint16_t* before = s.before[warp];
   for (uint32_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
     // Each thread keeps the counts that it wrote itself.
@@ -133,7 +140,7 @@ __device__ __forceinline__ void scatter_chunks(PlanStorage& s, const PlanArgs& p
 #pragma unroll
       for (uint32_t i = 0; i < kRounds; i++) {
         const uint32_t a = tile + (warp * kRounds + i) * 32 + lane;
-        expert[i] = a < end ? local_expert(p, a) : p.num_experts;
+        expert[i] = a < end ? local_expert(p, a, live) : p.num_experts;
       }
 #pragma unroll
       for (uint32_t i = 0; i < kRounds; i++) {

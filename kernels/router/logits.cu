@@ -39,7 +39,6 @@ struct Tile {
     struct { float x[kTokens * kRow], gate[kExperts * kRow]; } slab;
     float sums[kSplit * kSumGroup];
   };
-  static_assert(sizeof(Storage) <= 48 << 10, "more shared memory needs the host's consent");
 };
 
 // 16 bytes of a row, as floats in shared memory.
@@ -132,10 +131,10 @@ __device__ __forceinline__ void compute_logits(const RouterLogitsArgs& p) {
   const uint32_t x_slab = shared_address(s.slab.x), gate_slab = shared_address(s.slab.gate);
   const uint32_t own_x = x_slab + (own_token * Tile::kRow + group * kSlice) * 4;
   const uint32_t own_gate = gate_slab + (own_expert * Tile::kRow + group * kSlice) * 4;
-  const uint32_t num_tokens = token_count(p.num_tokens), first_expert = blockIdx.y * Tile::kExperts;
+  const uint32_t num_tokens = token_count(p.num_tokens), first_expert = blockIdx.x * Tile::kExperts;
 
-  const uint64_t step = (uint64_t)gridDim.x * Tile::kTokens;
-  for (uint64_t first_token = (uint64_t)blockIdx.x * Tile::kTokens; first_token < num_tokens; first_token += step) {
+  const uint64_t step = (uint64_t)gridDim.y * Tile::kTokens;
+  for (uint64_t first_token = (uint64_t)blockIdx.y * Tile::kTokens; first_token < num_tokens; first_token += step) {
     float total[Tile::kThreadTokens][Tile::kThreadExperts] = {};
 #pragma unroll 1
     for (uint32_t first_sum = 0; first_sum < kSums; first_sum += Tile::kSplit) {
@@ -187,6 +186,8 @@ __device__ __forceinline__ void compute_logits(const RouterLogitsArgs& p) {
 
 using Many = Tile<LOGITS_TOKENS, LOGITS_EXPERTS, 4, 4>;
 using Few = Tile<LOGITS_FEW_TOKENS, LOGITS_FEW_EXPERTS, 2, 1>;
+static_assert(sizeof(Many::Storage) == LOGITS_SHARED && sizeof(Few::Storage) == LOGITS_FEW_SHARED,
+              "the host passes as much");
 
 #define LOGITS_KERNEL(name, Tile, T, G)                                                 \
   KERNEL(name, ROUTER_THREADS, 3, const __grid_constant__ RouterLogitsArgs p) {         \

@@ -1,5 +1,20 @@
 //! What crosses the boundary to the kernels: `kernels/abi.h`, in Rust.
 
+pub(super) const NOT_ROUTED: u32 = 0xffff_ffff;
+pub(super) const ROW_THREADS: u32 = 128;
+pub(super) const PERMUTE_ROWS: u32 = 4;
+pub(super) const ACTIVATION_ROWS: u32 = 2;
+pub(super) const ROUTER_THREADS: u32 = 128;
+pub(super) const LOGITS_TOKENS: u32 = 32;
+pub(super) const LOGITS_EXPERTS: u32 = 32;
+pub(super) const LOGITS_SHARED: u32 = 33_792;
+pub(super) const LOGITS_FEW_TOKENS: u32 = 8;
+pub(super) const LOGITS_FEW_EXPERTS: u32 = 2;
+pub(super) const LOGITS_FEW_SHARED: u32 = 41_120;
+pub(super) const PLAN_THREADS: u32 = 512;
+pub(super) const PLAN_TILE: u32 = 2048;
+pub(super) const PLAN_SHARED: u32 = 41_024;
+
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TokenCount {

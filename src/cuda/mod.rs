@@ -18,6 +18,7 @@ mod combine;
 mod context;
 pub mod driver;
 mod grouped_gemm;
+mod operands;
 mod permute;
 mod plan;
 mod router;
