@@ -29,6 +29,12 @@ pub trait Memory: Clone + Send + Sync + 'static {
     /// An in-order queue of work. Copies and stages on one stream see each other's results.
     type Stream: Send + Sync;
 
+    /// Elements of u32 that [`RoutingPlan`](crate::ops::RoutingPlan) keeps for the stage that makes it.
+    #[doc(hidden)]
+    fn plan_scratch_len(_num_experts: usize, _max_assignments: usize) -> usize {
+        0
+    }
+
     /// A buffer of `len` zeros. `what` names it in errors.
     ///
     /// # Errors

@@ -5,7 +5,9 @@ use crate::element::{Element, Float};
 use crate::error::{Error, Result, checked_product};
 use crate::memory::{Matrix, MatrixMut, Memory};
 
-use super::{ExpertShape, Experts, Gate, Output, RouterOutput, Routing, RoutingPlan};
+use super::{
+    ExpertShape, Experts, Gate, Output, RouterOutput, Routing, RoutingPlan, check_num_tokens,
+};
 
 /// What a layer reads. Start from [`LayerInput::new`] and set what the family or the engine adds.
 #[derive(Debug)]
@@ -24,6 +26,12 @@ pub struct LayerInput<'a, M: Memory, T: Float> {
     pub mask: Option<&'a M::Buffer<u8>>,
     /// Routing that the caller made: the layer's own router does not run.
     pub routing: Option<Routing<'a, M>>,
+    /// `[1, E_global]`: the layer's own id of each expert that the routing names, or -1 where it is
+    /// not here. For a shard of the experts, or one that holds them in another order.
+    pub expert_map: Option<Matrix<'a, M, i32>>,
+    /// One number in the backend's memory: only so many of the T tokens are there. It is read when
+    /// the work runs, so that a captured graph serves any batch up to T.
+    pub num_tokens: Option<&'a M::Buffer<u32>>,
 }
 
 impl<'a, M: Memory, T: Float> LayerInput<'a, M, T> {
@@ -36,6 +44,8 @@ impl<'a, M: Memory, T: Float> LayerInput<'a, M, T> {
             sequence_offsets: None,
             mask: None,
             routing: None,
+            expert_map: None,
+            num_tokens: None,
         }
     }
 
@@ -55,7 +65,8 @@ impl<'a, M: Memory, T: Float> LayerInput<'a, M, T> {
             None => Ok(()),
             Some((field, _)) => Err(Error::Unsupported {
                 what: field.to_owned(),
-                supported: "hidden_states, router_input, routing".to_owned(),
+                supported: "hidden_states, router_input, routing, expert_map, num_tokens"
+                    .to_owned(),
             }),
         }
     }
@@ -229,6 +240,12 @@ impl<'a, M: Memory, T: Float, G: Gate, X: Experts> Layer<'a, M, T, G, X> {
         if let Some(routing) = &input.routing {
             routing.topk_ids.layout().expect("topk_ids", num_tokens, config.top_k)?;
             routing.topk_weights.layout().expect("topk_weights", num_tokens, config.top_k)?;
+        }
+        if let Some(map) = &input.expert_map {
+            map.layout().expect("expert_map", 1, map.layout().cols)?;
+        }
+        if let Some(num_tokens) = input.num_tokens {
+            check_num_tokens::<M>(num_tokens)?;
         }
         if workspace.config != *config {
             return Err(Error::value(

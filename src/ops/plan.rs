@@ -4,6 +4,8 @@ use crate::config::{MAX_EXPERTS, MAX_TOP_K};
 use crate::error::{Error, Result, checked_product};
 use crate::memory::{Buffer, Matrix, Memory};
 
+use super::{NumTokens, check_num_tokens};
+
 /// In [`RoutingPlan::row_of_assignment`]: the assignment has no row here.
 pub const NOT_ROUTED: u32 = u32::MAX;
 
@@ -25,6 +27,9 @@ pub struct RoutingPlan<M: Memory> {
     pub(crate) expert_offsets: M::Buffer<u32>,
     pub(crate) token_of_row: M::Buffer<u32>,
     pub(crate) row_of_assignment: M::Buffer<u32>,
+    /// The stage's own, between its launches.
+    #[cfg_attr(not(feature = "driver"), expect(dead_code, reason = "the CPU's plan needs none"))]
+    pub(crate) scratch: M::Buffer<u32>,
 }
 
 impl<M: Memory> RoutingPlan<M> {
@@ -48,6 +53,8 @@ impl<M: Memory> RoutingPlan<M> {
             expert_offsets: memory.allocate("expert_offsets", num_experts + 1)?,
             token_of_row: memory.allocate("token_of_row", max_assignments)?,
             row_of_assignment: memory.allocate("row_of_assignment", max_assignments)?,
+            scratch: memory
+                .allocate("plan scratch", M::plan_scratch_len(num_experts, max_assignments))?,
         })
     }
 
@@ -91,7 +98,8 @@ impl<M: Memory> RoutingPlan<M> {
     }
 
     pub(crate) fn bytes(num_experts: usize, max_assignments: usize) -> usize {
-        size_of::<u32>() * (2 * num_experts + 1 + 2 * max_assignments)
+        let scratch = M::plan_scratch_len(num_experts, max_assignments);
+        size_of::<u32>() * (2 * num_experts + 1 + 2 * max_assignments + scratch)
     }
 }
 
@@ -109,6 +117,7 @@ pub struct Plan<'a, M: Memory> {
     pub(crate) topk_ids: Matrix<'a, M, i32>,
     pub(crate) expert_map: Option<Matrix<'a, M, i32>>,
     pub(crate) plan: &'a mut RoutingPlan<M>,
+    pub(crate) num_tokens: NumTokens<'a, M>,
 }
 
 impl<'a, M: Memory> Plan<'a, M> {
@@ -134,7 +143,17 @@ impl<'a, M: Memory> Plan<'a, M> {
         if needed > len {
             return Err(Error::View { operand: "routing plan".to_owned(), needed, len });
         }
-        Ok(Self { topk_ids, expert_map, plan })
+        Ok(Self { topk_ids, expert_map, plan, num_tokens: None })
+    }
+
+    /// Only the first `num_tokens[0]` tokens, a number in the backend's memory: at most T, read
+    /// when the stage runs. Assignments of the others have no row.
+    ///
+    /// # Errors
+    /// [`Error::View`] for an empty buffer.
+    pub fn with_num_tokens(self, num_tokens: &'a M::Buffer<u32>) -> Result<Self> {
+        check_num_tokens::<M>(num_tokens)?;
+        Ok(Self { num_tokens: Some(num_tokens), ..self })
     }
 
     /// Called by a backend that is about to run the stage: from here on the plan is one of these
