@@ -8,6 +8,7 @@ use crate::element::{DType, Element};
 use crate::error::{Error, Result};
 
 use super::CudaStream;
+use super::buffer::Place;
 use super::driver::{
     DeviceProperties, Driver, DriverError, Function, KernelArg, LaunchConfig, Stream,
 };
@@ -185,6 +186,26 @@ impl<D: Driver> Cuda<D> {
         CudaStream::new(self)
     }
 
+    /// Refuses operands of another backend: their addresses may mean something else here.
+    pub(super) fn check_places<'a>(
+        &self,
+        places: impl IntoIterator<Item = Place<'a, D>>,
+    ) -> Result<()>
+    where
+        D: 'a,
+    {
+        for Place { operand, cuda } in places {
+            if !Arc::ptr_eq(&cuda.context, &self.context) {
+                return Err(Error::value(
+                    operand,
+                    format!("of another backend, on {}", cuda.properties().name),
+                    format!("of this backend, on {}", self.properties().name),
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// Launches a kernel by name.
     ///
     /// Kernels wait for their predecessors themselves (`griddepcontrol.wait`), so that from compute
@@ -203,6 +224,7 @@ impl<D: Driver> Cuda<D> {
         let function = *self.context.functions.get(kernel).ok_or_else(unknown)?;
         let programmatic = self.properties().compute_capability >= 90;
         let config = LaunchConfig { programmatic, ..config };
+        tracing::trace!(kernel, blocks = config.grid.volume(), shared_bytes = config.shared_bytes);
         // SAFETY: the caller's promise.
         Ok(unsafe { self.driver().launch(function, &config, args, stream.raw()) }?)
     }
