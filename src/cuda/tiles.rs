@@ -104,6 +104,12 @@ const fn tile(
 pub const TILES: &[Tile] = &[
     //                           rows columns depth stages threads blocks shared
     tile(Family::HopperPrefill,   [128, 256, 64, 4, 384, 1, 229_440]),
+    tile(Family::PortablePrefill, [128, 256, 32, 4, 256, 1, 98_432]),
+    tile(Family::PortablePrefill, [128, 128, 32, 3, 128, 2, 49_280]),
+    tile(Family::PortablePrefill, [ 64, 128, 32, 4, 128, 3, 49_280]),
+    tile(Family::PortableDecode,  [ 32, 128, 32, 4, 128, 2, 41_088]),
+    tile(Family::PortableDecode,  [ 16,  64, 64, 4,  64, 2, 41_088]),
+    tile(Family::PortableDecode,  [  8,  64, 64, 5,  64, 2, 46_208]),
 ];
 
 /// `kernels/tile/tiles.h`.
