@@ -122,7 +122,9 @@ pub trait Backend: Memory + sealed::Sealed {
         if input.routing.is_none() {
             let router_input = input.router_input.unwrap_or(x);
             let output = workspace.router_output(num_tokens)?;
-            self.router(Router::new(config, router_input, gate, output)?, stream)?;
+            let mut op = Router::new(config, router_input, gate, output)?;
+            op.num_tokens = input.num_tokens;
+            self.router(op, stream)?;
         }
         let (topk_ids, topk_weights) = match input.routing {
             Some(routing) => (routing.topk_ids, routing.topk_weights),
@@ -136,7 +138,9 @@ pub trait Backend: Memory + sealed::Sealed {
                 )?,
             ),
         };
-        self.plan(Plan::new(topk_ids, None, &mut workspace.plan)?, stream)?;
+        let mut op = Plan::new(topk_ids, input.expert_map, &mut workspace.plan)?;
+        op.num_tokens = input.num_tokens;
+        self.plan(op, stream)?;
 
         let plan = &workspace.plan;
         let activated = MatrixMut::contiguous(
@@ -168,6 +172,8 @@ pub trait Backend: Memory + sealed::Sealed {
 
         let expert_rows =
             Matrix::contiguous("expert rows", &workspace.expert_rows, rows, config.hidden_size)?;
-        self.combine(Combine::new(expert_rows, topk_weights, plan, output)?, stream)
+        let mut op = Combine::new(expert_rows, topk_weights, plan, output)?;
+        op.num_tokens = input.num_tokens;
+        self.combine(op, stream)
     }
 }

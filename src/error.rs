@@ -125,6 +125,11 @@ pub enum Error {
         bytes: usize,
     },
 
+    /// The backend's device or driver failed, or there is none. Downcast to the backend's own error
+    /// (`cuda::driver::DriverError`) to match on it.
+    #[error("device: {0}")]
+    Device(Box<dyn std::error::Error + Send + Sync>),
+
     /// A config.json is not valid JSON, lacks a key, or has one of another type.
     #[error("config: {0}")]
     Config(String),

@@ -50,6 +50,30 @@ impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
         Ok(Self { backend, config, gate, experts })
     }
 
+    /// A layer of weights that the backend holds already: uploaded before, shared with another
+    /// layer's configuration, or used where an engine has them.
+    ///
+    /// # Errors
+    /// The errors of [`MoeConfig::validate`], and [`Error::Shape`] if a weight disagrees with the
+    /// configuration.
+    pub fn from_prepared(
+        backend: B,
+        config: MoeConfig,
+        gate: B::Gate<W::Element>,
+        experts: B::Experts<W>,
+    ) -> Result<Self> {
+        config.validate()?;
+        let (expected, given) = (ExpertShape::from(&config), experts.shape());
+        if given != expected {
+            return Err(Error::shape("experts [E, H, I]", expected.dims(), given.dims()));
+        }
+        let gate_shape = [config.num_experts, config.hidden_size];
+        if gate.shape() != gate_shape {
+            return Err(Error::shape("gate", gate_shape, gate.shape()));
+        }
+        Ok(Self { backend, config, gate, experts })
+    }
+
     /// What the layer computes.
     pub fn config(&self) -> &MoeConfig {
         &self.config

@@ -29,7 +29,10 @@ pub mod element;
 pub mod error;
 pub mod layer;
 pub mod memory;
-#[cfg_attr(not(feature = "cpu"), expect(dead_code, reason = "only backends read contracts"))]
+#[cfg_attr(
+    not(any(feature = "cpu", feature = "driver")),
+    expect(dead_code, reason = "only backends read contracts")
+)]
 pub mod ops;
 pub mod weights;
 
@@ -39,6 +42,8 @@ pub use checkpoint::Checkpoint;
 pub use config::MoeConfig;
 #[cfg(feature = "cpu")]
 pub use cpu::Cpu;
+#[cfg(feature = "driver")]
+pub use cuda::Cuda;
 pub use error::{Error, Result};
 pub use layer::MoeLayer;
 

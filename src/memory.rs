@@ -29,6 +29,12 @@ pub trait Memory: Clone + Send + Sync + 'static {
     /// An in-order queue of work. Copies and stages on one stream see each other's results.
     type Stream: Send + Sync;
 
+    /// Elements of u32 that [`RoutingPlan`](crate::ops::RoutingPlan) keeps for the stage that makes it.
+    #[doc(hidden)]
+    fn plan_scratch_len(_num_experts: usize, _max_assignments: usize) -> usize {
+        0
+    }
+
     /// A buffer of `len` zeros. `what` names it in errors.
     ///
     /// # Errors
@@ -70,6 +76,18 @@ pub trait Memory: Clone + Send + Sync + 'static {
         let mut buffer = self.allocate(what, from.len())?;
         self.upload(from, &mut buffer, stream)?;
         Ok(buffer)
+    }
+}
+
+/// Where the buffers of a plan and of a workspace come from: the memory itself, or a piece of it
+/// that the caller set aside.
+pub(crate) trait Allocator<M: Memory> {
+    fn allocate<T: Element>(&mut self, what: &str, len: usize) -> Result<M::Buffer<T>>;
+}
+
+impl<M: Memory> Allocator<M> for &M {
+    fn allocate<T: Element>(&mut self, what: &str, len: usize) -> Result<M::Buffer<T>> {
+        M::allocate(self, what, len)
     }
 }
 
@@ -239,6 +257,12 @@ impl<'a, M: Memory, T: Element> MatrixMut<'a, M, T> {
     /// Where the matrix lies in its buffer.
     pub fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// The buffer that holds the matrix.
+    #[cfg_attr(not(feature = "driver"), expect(dead_code, reason = "for CUDA's checks"))]
+    pub(crate) fn buffer(&self) -> &M::Buffer<T> {
+        self.buffer
     }
 
     /// The buffer that holds the matrix, and where it lies there.

@@ -8,7 +8,7 @@ use common::*;
 use half::bf16;
 use moe_kernels::config::{GateUpLayout, MoeConfig, Scoring};
 use moe_kernels::memory::Matrix;
-use moe_kernels::ops::{RoutingPlan, Workspace};
+use moe_kernels::ops::{NOT_ROUTED, RoutingPlan, Workspace};
 use moe_kernels::weights::{DenseExperts, RouterWeights};
 use moe_kernels::{Cpu, MoeLayer};
 
@@ -104,6 +104,57 @@ fn routing_of_the_caller() {
     for_each_storage!(T => given_routing::<T>());
 }
 
+/// Ids that mean another numbering, some of whose experts are elsewhere.
+#[test]
+fn an_expert_map() {
+    let case = named("regular [");
+    let MoeConfig { num_experts: e, top_k: k, .. } = case.config;
+    let device = cpu();
+    let data = Data::<f32>::new(&case);
+    let layer = layer(&device, &case, &data);
+    let mut workspace = layer.workspace(case.tokens).unwrap();
+    let mut rng = case.rng();
+    // Every local expert twice, among as many that are not here.
+    let map: Vec<i32> =
+        (0..4 * e as i32).map(|id| if id % 2 == 0 { -1 } else { id / 2 % e as i32 }).collect();
+    let global = rng.ids(case.tokens, map.len(), k);
+    let local: Vec<i32> = global.iter().map(|&id| map[id as usize]).collect();
+    let weights: Vec<f32> = rng.full(global.len(), 1.0);
+    let call =
+        Call { routing: Some((&global, &weights)), expert_map: Some(&map), ..Call::new(&data.x) };
+    let given = forward(&device, &layer, &call, &mut workspace);
+    let [exact, plain] = expected(&case, &data, (&local, &wide(&weights)), None);
+    assert_within::<f32>("mapped", &wide(&given), &exact, &plain, case.config.hidden_size);
+}
+
+/// A number of tokens that only the backend's memory knows.
+#[test]
+fn fewer_tokens_than_rows() {
+    for case in cases().iter().filter(|case| case.tokens > 0) {
+        let MoeConfig { hidden_size: h, top_k: k, .. } = case.config;
+        let device = cpu();
+        let data = Data::<bf16>::new(case);
+        let layer = layer(&device, case, &data);
+        let mut workspace = layer.workspace(case.tokens).unwrap();
+        let all = forward(&device, &layer, &Call::new(&data.x), &mut workspace);
+        for count in [0, 1, case.tokens / 2, case.tokens, case.tokens + 1] {
+            let live = count.min(case.tokens);
+            // What is past them must not matter.
+            let mut x = data.x.clone();
+            x[live * h..].fill(Bits::POISON);
+            let call = Call { num_tokens: Some(count as u32), ..Call::new(&x) };
+            let given = forward(&device, &layer, &call, &mut workspace);
+            let what = format!("{}: {count} of {}", case.name, case.tokens);
+            assert_exact(&what, &bits(&given[..live * h]), &bits(&all[..live * h]), h);
+            assert!(given[live * h..].iter().all(|v| v.bits() == bf16::POISON.bits()), "{what}");
+            let plan = device.read_plan(workspace.plan());
+            assert_eq!(plan.token_of_row.len(), live * k, "{what}");
+            let past = &plan.row_of_assignment[live * k..];
+            assert!(past.iter().all(|&row| row == NOT_ROUTED), "{what}");
+        }
+    }
+}
+
 /// An expert named twice counts twice; ids past the experts are not routed here.
 #[test]
 fn odd_ids_of_the_caller() {
@@ -120,10 +171,6 @@ fn odd_ids_of_the_caller() {
     let [exact, plain] = expected(&case, &data, (&ids, &wide(&weights)), None);
     assert_within::<f32>("odd ids", &wide(&given), &exact, &plain, case.config.hidden_size);
     assert!(bits(&given[2 * 64..3 * 64]).iter().all(|&bits| bits == 0));
-}
-
-fn named(name: &str) -> Case {
-    cases().into_iter().find(|case| case.name.starts_with(name)).unwrap()
 }
 
 /// The router sees its own input, the experts the other.

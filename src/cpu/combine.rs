@@ -5,13 +5,16 @@ use rayon::prelude::*;
 use crate::element::Float;
 use crate::ops::{Combine, NOT_ROUTED, Output, Write};
 
-use super::{Cpu, row, rows_mut};
+use super::{Cpu, row, rows_mut, token_count};
 
 pub(super) fn run<T: Float>(op: Combine<'_, Cpu, T>) {
-    let Combine { rows, topk_weights, plan, output: Output { matrix, write } } = op;
+    let Combine { rows, topk_weights, plan, output: Output { matrix, write }, num_tokens } = op;
+    let tokens = token_count(matrix.layout().rows, num_tokens);
     let hidden_size = matrix.layout().cols;
     let top_k = plan.top_k;
-    rows_mut(matrix).into_par_iter().enumerate().for_each_init(
+    let mut out = rows_mut(matrix);
+    out.truncate(tokens);
+    out.into_par_iter().enumerate().for_each_init(
         || (vec![0.0; hidden_size], vec![0.0; hidden_size]),
         |(sum, wide), (token, out)| {
             let assignments = &plan.row_of_assignment[token * top_k..][..top_k];

@@ -155,6 +155,11 @@ impl Backend for Cpu {
     }
 }
 
+/// How many of `rows` tokens are there.
+fn token_count(rows: usize, num_tokens: Option<&CpuBuffer<u32>>) -> usize {
+    num_tokens.map_or(rows, |count| rows.min(count[0] as usize))
+}
+
 /// Row `row` of a matrix that is read.
 fn row<'a, T: Element>(matrix: Matrix<'a, Cpu, T>, row: usize) -> &'a [T] {
     &matrix.buffer()[matrix.layout().row(row)]

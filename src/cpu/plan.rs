@@ -2,10 +2,11 @@
 
 use crate::ops::{NOT_ROUTED, Plan};
 
-use super::{Cpu, row};
+use super::{Cpu, row, token_count};
 
 pub(super) fn run(op: Plan<'_, Cpu>) {
-    let Plan { topk_ids, expert_map, plan } = op.begin();
+    let Plan { topk_ids, expert_map, plan, num_tokens } = op.begin();
+    let tokens = token_count(topk_ids.layout().rows, num_tokens);
     let num_experts = plan.num_experts;
     let local_expert = |id: i32| -> Option<usize> {
         let id = match expert_map {
@@ -15,7 +16,7 @@ pub(super) fn run(op: Plan<'_, Cpu>) {
         usize::try_from(id).ok().filter(|&expert| expert < num_experts)
     };
     let assignments = || {
-        (0..topk_ids.layout().rows)
+        (0..tokens)
             .flat_map(|token| row(topk_ids, token).iter().map(move |&id| (token, local_expert(id))))
     };
 
@@ -31,6 +32,9 @@ pub(super) fn run(op: Plan<'_, Cpu>) {
         plan.expert_offsets[expert + 1] =
             plan.expert_offsets[expert] + plan.tokens_per_expert[expert];
     }
+
+    let past = tokens * topk_ids.layout().cols..topk_ids.layout().rows * topk_ids.layout().cols;
+    plan.row_of_assignment[past].fill(NOT_ROUTED);
 
     let mut next_row = plan.expert_offsets[..num_experts].to_vec();
     for (assignment, (token, expert)) in assignments().enumerate() {

@@ -10,7 +10,7 @@ use crate::ops::{Gate, Router, RouterOutput};
 use crate::weights::RouterWeights;
 
 use super::gemm::{PackedMatrix, PackedRows, multiply};
-use super::{Cpu, row, rows_mut};
+use super::{Cpu, row, rows_mut, token_count};
 
 /// Tokens of one task: enough to use the packed gate well, few enough to share out.
 const TOKENS_PER_TASK: usize = 32;
@@ -60,9 +60,11 @@ impl<T: Float> Gate for PackedGate<T> {
 }
 
 pub(super) fn run<T: Float>(op: Router<'_, Cpu, T, PackedGate<T>>) {
-    let Router { config, hidden_states, gate, output } = op;
+    let Router { config, hidden_states, gate, output, num_tokens } = op;
+    let tokens = token_count(hidden_states.layout().rows, num_tokens);
     let RouterOutput { router_logits, topk_ids, topk_weights } = output;
     let mut logits = rows_mut(router_logits);
+    logits.truncate(tokens);
     let mut ids = rows_mut(topk_ids);
     let mut weights = rows_mut(topk_weights);
     logits

@@ -36,6 +36,17 @@ pub enum DriverError {
         /// Its number.
         handle: u64,
     },
+    /// The crate was built without these kernels.
+    #[error(
+        "built without the kernels of `{name}` (build script: {built}); install nvcc \
+         (tools/cuda-toolkit.sh, or CUDA 12 or later) and build again"
+    )]
+    NoKernels {
+        /// The file in `kernels/`, without its extension.
+        name: String,
+        /// What the build script made, or why it made nothing.
+        built: String,
+    },
     /// The module has no kernel of this name.
     #[error("no kernel named `{name}`")]
     UnknownFunction {

@@ -1,11 +1,153 @@
-//! CUDA: the driver behind a trait.
+//! The CUDA backend: hand-written kernels, launched over the [`Driver`] trait.
 //!
-//! Nothing here needs a GPU or CUDA's headers: [`driver::Driver`] is what the CUDA backend asks of a
-//! device, and the emulator (`emulator/`, a development-only crate) implements it on a CPU.
+//! Nothing here needs a GPU or CUDA's headers: the emulator (`emulator/`, a development-only crate)
+//! implements [`Driver`] on a CPU, and runs the same kernels.
+//!
+//! Three ways in: [`MoeLayer`](crate::MoeLayer) over [`Cuda`]; single stages, with the contracts of
+//! [`crate::ops`]; and buffers and streams that the caller owns ([`CudaBuffer::from_raw`],
+//! [`CudaStream::from_raw`]), for engines that have pointers already.
 #![expect(
     unsafe_code,
     reason = "launching a kernel cannot be made safe: the device trusts its arguments"
 )]
 
+mod abi;
+mod activation;
+mod buffer;
+mod combine;
+mod context;
 pub mod driver;
+#[cfg(feature = "cuda")]
+pub mod fatbins;
+mod grouped_gemm;
+mod permute;
+mod plan;
+pub mod raw;
+mod router;
 pub mod tiles;
+mod weights;
+
+pub use buffer::{CudaBuffer, CudaStream};
+pub use context::{Cuda, Path};
+pub use weights::{CudaExperts, CudaGate};
+
+use crate::backend::{Backend, sealed};
+use crate::element::Float;
+use crate::error::{Error, Result};
+use crate::ops::{Activation, Combine, GroupedGemm, Permute, Plan, Router};
+use crate::weights::{ExpertWeights, Format, RouterWeights};
+
+use driver::{Driver, DriverError};
+
+impl From<DriverError> for Error {
+    fn from(error: DriverError) -> Self {
+        Self::Device(Box::new(error))
+    }
+}
+
+impl<D: Driver + 'static> sealed::Sealed for Cuda<D> {}
+
+impl<D: Driver + 'static> Backend for Cuda<D> {
+    const NAME: &'static str = "cuda";
+
+    type Gate<T: Float> = CudaGate<D, T>;
+    type Experts<W: ExpertWeights> = CudaExperts<D, W::Element>;
+
+    fn prepare_gate<T: Float>(
+        &self,
+        shape: [usize; 2],
+        weights: RouterWeights<T>,
+        stream: &CudaStream<D>,
+    ) -> Result<CudaGate<D, T>> {
+        CudaGate::upload(self, shape, &weights, stream)
+    }
+
+    fn prepare<W: ExpertWeights>(
+        &self,
+        weights: W,
+        stream: &CudaStream<D>,
+    ) -> Result<CudaExperts<D, W::Element>> {
+        match weights.into_format() {
+            Format::Dense(experts) => CudaExperts::upload(self, &experts, stream),
+        }
+    }
+
+    fn router<T: Float>(
+        &self,
+        op: Router<'_, Self, T, CudaGate<D, T>>,
+        stream: &CudaStream<D>,
+    ) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.hidden_states.buffer().place("router input"),
+            op.gate.place(),
+            op.output.router_logits.buffer().place("router_logits"),
+            op.output.topk_ids.buffer().place("topk_ids"),
+            op.output.topk_weights.buffer().place("topk_weights"),
+        ])?;
+        self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
+        router::run(self, op, stream)
+    }
+
+    fn plan(&self, op: Plan<'_, Self>, stream: &CudaStream<D>) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.topk_ids.buffer().place("topk_ids"),
+            op.plan.token_of_row.place("routing plan"),
+        ])?;
+        self.check_places(op.expert_map.map(|map| map.buffer().place("expert_map")))?;
+        self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
+        plan::run(self, op, stream)
+    }
+
+    fn permute<T: Float>(&self, op: Permute<'_, Self, T>, stream: &CudaStream<D>) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.hidden_states.buffer().place("hidden_states"),
+            op.plan.token_of_row.place("routing plan"),
+            op.rows.buffer().place("rows"),
+        ])?;
+        permute::run(self, op, stream)
+    }
+
+    fn grouped_gemm<W: ExpertWeights>(
+        &self,
+        op: GroupedGemm<'_, Self, W::Element, CudaExperts<D, W::Element>>,
+        stream: &CudaStream<D>,
+    ) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.x.buffer().place("grouped GEMM input"),
+            op.plan.token_of_row.place("routing plan"),
+            op.experts.place(),
+            op.out.buffer().place("grouped GEMM output"),
+        ])?;
+        grouped_gemm::run(self, op, stream)
+    }
+
+    fn activation<T: Float>(
+        &self,
+        op: Activation<'_, Self, T>,
+        stream: &CudaStream<D>,
+    ) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.gate_up.buffer().place("gate_up"),
+            op.plan.token_of_row.place("routing plan"),
+            op.out.buffer().place("activation output"),
+        ])?;
+        activation::run(self, op, stream)
+    }
+
+    fn combine<T: Float>(&self, op: Combine<'_, Self, T>, stream: &CudaStream<D>) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.rows.buffer().place("rows"),
+            op.topk_weights.buffer().place("topk_weights"),
+            op.plan.token_of_row.place("routing plan"),
+            op.output.matrix.buffer().place("output"),
+        ])?;
+        self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
+        combine::run(self, op, stream)
+    }
+}

@@ -6,6 +6,11 @@
 
 use std::fmt;
 
+use crate::error::{Error, Result};
+
+use super::Path;
+use super::driver::DeviceProperties;
+
 /// A family of grouped-GEMM kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -23,6 +28,22 @@ impl Family {
     /// All families.
     pub const ALL: [Self; 4] =
         [Self::HopperPrefill, Self::HopperDecode, Self::PortablePrefill, Self::PortableDecode];
+
+    /// Whether its kernels run on a device of this compute capability. Hopper's are compiled for
+    /// sm_90a, which no other device runs.
+    #[must_use]
+    pub const fn runs_on(self, compute_capability: u32) -> bool {
+        match self {
+            Self::HopperPrefill | Self::HopperDecode => compute_capability == 90,
+            Self::PortablePrefill | Self::PortableDecode => compute_capability >= 80,
+        }
+    }
+
+    /// Whether tokens are wgmma's or mma's N, so that a tile of few rows costs little.
+    #[must_use]
+    pub const fn weights_as_m(self) -> bool {
+        matches!(self, Self::HopperDecode | Self::PortableDecode)
+    }
 
     /// As it stands in the kernels' names.
     #[must_use]
@@ -90,6 +111,96 @@ impl Tile {
         let Self { family, rows, columns, .. } = self;
         format!("grouped_gemm_{}_{rows}x{columns}_{}_{dtype}", family.name(), epilogue.name())
     }
+
+    /// Whether the device runs the tile's family and a block of it has the shared memory.
+    #[must_use]
+    pub fn fits(&self, device: &DeviceProperties) -> bool {
+        self.family.runs_on(device.compute_capability)
+            && self.shared_bytes <= device.max_shared_per_block
+    }
+
+    /// Columns of the output's first half that one tile computes.
+    #[must_use]
+    pub const fn output_columns(&self, epilogue: EpilogueKind) -> u32 {
+        match epilogue {
+            EpilogueKind::Store => self.columns,
+            EpilogueKind::Activation | EpilogueKind::Pair => self.columns / 2,
+        }
+    }
+}
+
+/// What a grouped GEMM is to compute, as far as the choice of its tile depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// R: rows of all experts, at most.
+    pub max_rows: usize,
+    /// E.
+    pub num_experts: usize,
+    /// Columns of the output; of its first half, for [`EpilogueKind::Pair`].
+    pub columns: usize,
+    /// Length of the sums.
+    pub depth: usize,
+    /// What becomes of the sums.
+    pub epilogue: EpilogueKind,
+}
+
+impl Problem {
+    /// Rows of an expert, if all that can have any have the same number.
+    #[must_use]
+    pub fn rows_per_expert(&self) -> usize {
+        self.max_rows.div_ceil(self.num_experts.min(self.max_rows).max(1))
+    }
+
+    /// The most tiles that any routing makes of the problem.
+    #[must_use]
+    pub fn max_tiles(&self, tile: &Tile) -> u64 {
+        let column_blocks = self.columns.div_ceil(tile.output_columns(self.epilogue) as usize);
+        // Each expert with rows may end in a partial block.
+        let partial = self.num_experts.min(self.max_rows);
+        let row_blocks = (self.max_rows - partial) / tile.rows as usize + partial;
+        row_blocks as u64 * column_blocks as u64
+    }
+}
+
+/// The tile for `problem` on `device`: of the families that `path` allows, the one with weights
+/// as M while all of an expert's rows fit one tile of it, then tokens as M; of a family's tiles, the
+/// smallest that holds an expert's rows, else the largest.
+///
+/// # Errors
+/// [`Error::Unsupported`] if no tile fits the device.
+pub fn choose(problem: &Problem, device: &DeviceProperties, path: Path) -> Result<&'static Tile> {
+    choose_from(TILES, problem, device, path)
+}
+
+fn choose_from<'a>(
+    tiles: &'a [Tile],
+    problem: &Problem,
+    device: &DeviceProperties,
+    path: Path,
+) -> Result<&'a Tile> {
+    let hopper = match path {
+        Path::Auto => device.compute_capability == 90,
+        Path::Hopper => true,
+        Path::Portable => false,
+    };
+    let (decode, prefill) = if hopper {
+        (Family::HopperDecode, Family::HopperPrefill)
+    } else {
+        (Family::PortableDecode, Family::PortablePrefill)
+    };
+    let rows = problem.rows_per_expert();
+    let smallest = |family| {
+        let fitting = tiles.iter().filter(move |t| t.family == family && t.fits(device));
+        let holding = fitting.clone().filter(|t| t.rows as usize >= rows);
+        let chosen = holding.min_by_key(|t| (t.rows, std::cmp::Reverse(t.columns)));
+        (chosen, fitting.max_by_key(|t| (t.rows, t.columns)))
+    };
+    let (decode, widest_decode) = smallest(decode);
+    let (prefill, largest) = smallest(prefill);
+    decode.or(prefill).or(largest).or(widest_decode).ok_or_else(|| Error::Unsupported {
+        what: format!("grouped GEMM on {} by path {path}", device.name),
+        supported: "compute capability 8.0 and up; path hopper: 9.0".to_owned(),
+    })
 }
 
 const fn tile(

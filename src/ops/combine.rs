@@ -4,7 +4,7 @@ use crate::element::Float;
 use crate::error::Result;
 use crate::memory::{Matrix, MatrixMut, Memory};
 
-use super::RoutingPlan;
+use super::{NumTokens, RoutingPlan, check_num_tokens};
 
 /// What becomes of what an output held before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,7 @@ pub struct Combine<'a, M: Memory, T: Float> {
     pub(crate) topk_weights: Matrix<'a, M, f32>,
     pub(crate) plan: &'a RoutingPlan<M>,
     pub(crate) output: Output<'a, M, T>,
+    pub(crate) num_tokens: NumTokens<'a, M>,
 }
 
 impl<'a, M: Memory, T: Float> Combine<'a, M, T> {
@@ -62,6 +63,16 @@ impl<'a, M: Memory, T: Float> Combine<'a, M, T> {
         topk_weights.layout().expect("topk_weights", plan.num_tokens(), plan.top_k)?;
         output.matrix.layout().expect("output", plan.num_tokens(), hidden_size)?;
         output.matrix.layout().check_alignment::<T>("output")?;
-        Ok(Self { rows, topk_weights, plan, output })
+        Ok(Self { rows, topk_weights, plan, output, num_tokens: None })
+    }
+
+    /// Only the first `num_tokens[0]` tokens, a number in the backend's memory: at most T, read
+    /// when the stage runs. The output of the others is left as it is.
+    ///
+    /// # Errors
+    /// [`Error::View`](crate::Error::View) for an empty buffer.
+    pub fn with_num_tokens(self, num_tokens: &'a M::Buffer<u32>) -> Result<Self> {
+        check_num_tokens::<M>(num_tokens)?;
+        Ok(Self { num_tokens: Some(num_tokens), ..self })
     }
 }

@@ -3,9 +3,11 @@
 use crate::config::MoeConfig;
 use crate::element::{Element, Float};
 use crate::error::{Error, Result, checked_product};
-use crate::memory::{Matrix, MatrixMut, Memory};
+use crate::memory::{Allocator, Matrix, MatrixMut, Memory};
 
-use super::{ExpertShape, Experts, Gate, Output, RouterOutput, Routing, RoutingPlan};
+use super::{
+    ExpertShape, Experts, Gate, Output, RouterOutput, Routing, RoutingPlan, check_num_tokens,
+};
 
 /// What a layer reads. Start from [`LayerInput::new`] and set what the family or the engine adds.
 #[derive(Debug)]
@@ -24,6 +26,12 @@ pub struct LayerInput<'a, M: Memory, T: Float> {
     pub mask: Option<&'a M::Buffer<u8>>,
     /// Routing that the caller made: the layer's own router does not run.
     pub routing: Option<Routing<'a, M>>,
+    /// `[1, E_global]`: the layer's own id of each expert that the routing names, or -1 where it is
+    /// not here. For a shard of the experts, or one that holds them in another order.
+    pub expert_map: Option<Matrix<'a, M, i32>>,
+    /// One number in the backend's memory: only so many of the T tokens are there. It is read when
+    /// the work runs, so that a captured graph serves any batch up to T.
+    pub num_tokens: Option<&'a M::Buffer<u32>>,
 }
 
 impl<'a, M: Memory, T: Float> LayerInput<'a, M, T> {
@@ -36,6 +44,8 @@ impl<'a, M: Memory, T: Float> LayerInput<'a, M, T> {
             sequence_offsets: None,
             mask: None,
             routing: None,
+            expert_map: None,
+            num_tokens: None,
         }
     }
 
@@ -55,7 +65,8 @@ impl<'a, M: Memory, T: Float> LayerInput<'a, M, T> {
             None => Ok(()),
             Some((field, _)) => Err(Error::Unsupported {
                 what: field.to_owned(),
-                supported: "hidden_states, router_input, routing".to_owned(),
+                supported: "hidden_states, router_input, routing, expert_map, num_tokens"
+                    .to_owned(),
             }),
         }
     }
@@ -104,6 +115,14 @@ impl<M: Memory, T: Float> Workspace<M, T> {
     /// # Errors
     /// As [`Workspace::bytes`], and [`Error::OutOfMemory`].
     pub fn new(memory: &M, config: &MoeConfig, max_tokens: usize) -> Result<Self> {
+        Self::in_memory(&mut &*memory, config, max_tokens)
+    }
+
+    pub(crate) fn in_memory(
+        memory: &mut impl Allocator<M>,
+        config: &MoeConfig,
+        max_tokens: usize,
+    ) -> Result<Self> {
         // Every size that is multiplied below has been checked by this.
         Self::bytes(config, max_tokens)?;
         let rows = config.num_assignments(max_tokens)?;
@@ -114,7 +133,7 @@ impl<M: Memory, T: Float> Workspace<M, T> {
             router_logits: memory.allocate("router_logits", max_tokens * config.num_experts)?,
             topk_ids: memory.allocate("topk_ids", rows)?,
             topk_weights: memory.allocate("topk_weights", rows)?,
-            plan: RoutingPlan::new(memory, config.num_experts, rows)?,
+            plan: RoutingPlan::in_memory(memory, config.num_experts, rows)?,
             activated: memory.allocate("activated rows", rows * config.intermediate_size)?,
             expert_rows: memory.allocate("expert rows", rows * config.hidden_size)?,
         })
@@ -229,6 +248,12 @@ impl<'a, M: Memory, T: Float, G: Gate, X: Experts> Layer<'a, M, T, G, X> {
         if let Some(routing) = &input.routing {
             routing.topk_ids.layout().expect("topk_ids", num_tokens, config.top_k)?;
             routing.topk_weights.layout().expect("topk_weights", num_tokens, config.top_k)?;
+        }
+        if let Some(map) = &input.expert_map {
+            map.layout().expect("expert_map", 1, map.layout().cols)?;
+        }
+        if let Some(num_tokens) = input.num_tokens {
+            check_num_tokens::<M>(num_tokens)?;
         }
         if workspace.config != *config {
             return Err(Error::value(

@@ -9,6 +9,9 @@
 //! R = T * K rows. An *assignment* is one (token, k) pair, numbered `token * K + k`; a *row* is an
 //! assignment's place in expert order.
 
+use crate::error::{Error, Result};
+use crate::memory::{Buffer, Memory};
+
 mod activation;
 mod combine;
 mod grouped_gemm;
@@ -19,10 +22,24 @@ mod router;
 
 pub use activation::Activation;
 pub use combine::{Combine, Output, Write};
-#[cfg(feature = "cpu")]
+#[cfg(any(feature = "cpu", feature = "driver"))]
 pub(crate) use grouped_gemm::Projection;
 pub use grouped_gemm::{Epilogue, ExpertShape, Experts, Gather, GroupedGemm};
 pub use layer::{Layer, LayerInput, Workspace};
 pub use permute::Permute;
 pub use plan::{NOT_ROUTED, Plan, RoutingPlan};
 pub use router::{Gate, Router, RouterOutput, Routing};
+
+/// A number of tokens in the backend's memory: one u32, at most the rows of the operands.
+///
+/// Work is bounded by the operands' rows and reads this number when it runs, so that a captured
+/// graph serves batches of any size up to them. Rows of tokens from it on are neither read nor
+/// written.
+type NumTokens<'a, M> = Option<&'a <M as Memory>::Buffer<u32>>;
+
+fn check_num_tokens<M: Memory>(num_tokens: &M::Buffer<u32>) -> Result<()> {
+    if num_tokens.is_empty() {
+        return Err(Error::View { operand: "num_tokens".to_owned(), needed: 1, len: 0 });
+    }
+    Ok(())
+}

@@ -2,7 +2,9 @@
 
 use crate::config::{MAX_EXPERTS, MAX_TOP_K};
 use crate::error::{Error, Result, checked_product};
-use crate::memory::{Buffer, Matrix, Memory};
+use crate::memory::{Allocator, Buffer, Matrix, Memory};
+
+use super::{NumTokens, check_num_tokens};
 
 /// In [`RoutingPlan::row_of_assignment`]: the assignment has no row here.
 pub const NOT_ROUTED: u32 = u32::MAX;
@@ -25,6 +27,9 @@ pub struct RoutingPlan<M: Memory> {
     pub(crate) expert_offsets: M::Buffer<u32>,
     pub(crate) token_of_row: M::Buffer<u32>,
     pub(crate) row_of_assignment: M::Buffer<u32>,
+    /// The stage's own, between its launches.
+    #[cfg_attr(not(feature = "driver"), expect(dead_code, reason = "the CPU's plan needs none"))]
+    pub(crate) scratch: M::Buffer<u32>,
 }
 
 impl<M: Memory> RoutingPlan<M> {
@@ -34,6 +39,14 @@ impl<M: Memory> RoutingPlan<M> {
     /// [`Error::Value`] outside 1 to [`MAX_EXPERTS`] experts or from 2^31 assignments on,
     /// [`Error::OutOfMemory`].
     pub fn new(memory: &M, num_experts: usize, max_assignments: usize) -> Result<Self> {
+        Self::in_memory(&mut &*memory, num_experts, max_assignments)
+    }
+
+    pub(crate) fn in_memory(
+        memory: &mut impl Allocator<M>,
+        num_experts: usize,
+        max_assignments: usize,
+    ) -> Result<Self> {
         if !(1..=MAX_EXPERTS).contains(&num_experts) {
             return Err(Error::value("num_experts", num_experts, format!("1 to {MAX_EXPERTS}")));
         }
@@ -48,6 +61,8 @@ impl<M: Memory> RoutingPlan<M> {
             expert_offsets: memory.allocate("expert_offsets", num_experts + 1)?,
             token_of_row: memory.allocate("token_of_row", max_assignments)?,
             row_of_assignment: memory.allocate("row_of_assignment", max_assignments)?,
+            scratch: memory
+                .allocate("plan scratch", M::plan_scratch_len(num_experts, max_assignments))?,
         })
     }
 
@@ -91,7 +106,8 @@ impl<M: Memory> RoutingPlan<M> {
     }
 
     pub(crate) fn bytes(num_experts: usize, max_assignments: usize) -> usize {
-        size_of::<u32>() * (2 * num_experts + 1 + 2 * max_assignments)
+        let scratch = M::plan_scratch_len(num_experts, max_assignments);
+        size_of::<u32>() * (2 * num_experts + 1 + 2 * max_assignments + scratch)
     }
 }
 
@@ -109,6 +125,7 @@ pub struct Plan<'a, M: Memory> {
     pub(crate) topk_ids: Matrix<'a, M, i32>,
     pub(crate) expert_map: Option<Matrix<'a, M, i32>>,
     pub(crate) plan: &'a mut RoutingPlan<M>,
+    pub(crate) num_tokens: NumTokens<'a, M>,
 }
 
 impl<'a, M: Memory> Plan<'a, M> {
@@ -134,7 +151,17 @@ impl<'a, M: Memory> Plan<'a, M> {
         if needed > len {
             return Err(Error::View { operand: "routing plan".to_owned(), needed, len });
         }
-        Ok(Self { topk_ids, expert_map, plan })
+        Ok(Self { topk_ids, expert_map, plan, num_tokens: None })
+    }
+
+    /// Only the first `num_tokens[0]` tokens, a number in the backend's memory: at most T, read
+    /// when the stage runs. Assignments of the others have no row.
+    ///
+    /// # Errors
+    /// [`Error::View`] for an empty buffer.
+    pub fn with_num_tokens(self, num_tokens: &'a M::Buffer<u32>) -> Result<Self> {
+        check_num_tokens::<M>(num_tokens)?;
+        Ok(Self { num_tokens: Some(num_tokens), ..self })
     }
 
     /// Called by a backend that is about to run the stage: from here on the plan is one of these

@@ -5,6 +5,8 @@ use crate::element::Float;
 use crate::error::{Error, Result};
 use crate::memory::{Matrix, MatrixMut, Memory};
 
+use super::{NumTokens, check_num_tokens};
+
 /// What a router must know of its weight, whatever its type and place.
 pub trait Gate: std::fmt::Debug + Send + Sync {
     /// E and H.
@@ -62,6 +64,7 @@ pub struct Router<'a, M: Memory, T: Float, G: Gate> {
     pub(crate) hidden_states: Matrix<'a, M, T>,
     pub(crate) gate: &'a G,
     pub(crate) output: RouterOutput<'a, M>,
+    pub(crate) num_tokens: NumTokens<'a, M>,
 }
 
 impl<'a, M: Memory, T: Float, G: Gate> Router<'a, M, T, G> {
@@ -87,6 +90,16 @@ impl<'a, M: Memory, T: Float, G: Gate> Router<'a, M, T, G> {
         output.router_logits.layout().expect("router_logits", num_tokens, config.num_experts)?;
         output.topk_ids.layout().expect("topk_ids", num_tokens, config.top_k)?;
         output.topk_weights.layout().expect("topk_weights", num_tokens, config.top_k)?;
-        Ok(Self { config, hidden_states, gate, output })
+        Ok(Self { config, hidden_states, gate, output, num_tokens: None })
+    }
+
+    /// Only the first `num_tokens[0]` tokens, a number in the backend's memory: at most T, read
+    /// when the stage runs.
+    ///
+    /// # Errors
+    /// [`Error::View`] for an empty buffer.
+    pub fn with_num_tokens(self, num_tokens: &'a M::Buffer<u32>) -> Result<Self> {
+        check_num_tokens::<M>(num_tokens)?;
+        Ok(Self { num_tokens: Some(num_tokens), ..self })
     }
 }

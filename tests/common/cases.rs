@@ -116,6 +116,10 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
+pub(crate) fn named(name: &str) -> Case {
+    cases().into_iter().find(|case| case.name.starts_with(name)).unwrap()
+}
+
 /// splitmix64.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);

@@ -32,6 +32,9 @@ pub(crate) struct Call<'a, T> {
     pub(crate) x: &'a [T],
     pub(crate) router_input: Option<&'a [T]>,
     pub(crate) routing: Option<(&'a [i32], &'a [f32])>,
+    pub(crate) expert_map: Option<&'a [i32]>,
+    /// As a number in the backend's memory.
+    pub(crate) num_tokens: Option<u32>,
     /// Accumulates into this; without it, overwrites poison.
     pub(crate) before: Option<&'a [T]>,
     pub(crate) pad: Pad,
@@ -39,7 +42,15 @@ pub(crate) struct Call<'a, T> {
 
 impl<'a, T> Call<'a, T> {
     pub(crate) fn new(x: &'a [T]) -> Self {
-        Self { x, router_input: None, routing: None, before: None, pad: TIGHT }
+        Self {
+            x,
+            router_input: None,
+            routing: None,
+            expert_map: None,
+            num_tokens: None,
+            before: None,
+            pad: TIGHT,
+        }
     }
 }
 
@@ -74,6 +85,14 @@ pub(crate) fn forward<B: Backend, T: Storage>(
             topk_weights: Matrix::new("weights", weight_buffer, weights.layout).unwrap(),
         });
     }
+
+    let map = call.expert_map.map(|map| Placed::new(map, 1, map.len(), odd));
+    let map_buffer = map.as_ref().map(|map| map.put(device));
+    if let (Some(map), Some(buffer)) = (&map, &map_buffer) {
+        input.expert_map = Some(Matrix::new("expert_map", buffer, map.layout).unwrap());
+    }
+    let num_tokens = call.num_tokens.map(|count| device.put(&[count]));
+    input.num_tokens = num_tokens.as_ref();
 
     let out = match call.before {
         Some(before) => Placed::new(before, tokens, h, call.pad),

@@ -6,11 +6,13 @@
 
 pub(crate) mod cases;
 pub(crate) mod compare;
+pub(crate) mod emulated;
 pub(crate) mod forward;
 pub(crate) mod reference;
 
 pub(crate) use cases::*;
 pub(crate) use compare::*;
+pub(crate) use emulated::*;
 pub(crate) use forward::*;
 
 use half::{bf16, f16};

@@ -14,6 +14,11 @@ void unmap_shadow(Granule*, size_t bytes);
 
 void tick(Fiber*);                            // after a release: later accesses are not covered by it
 int start_agent(Cluster*, const Clocks& from, Clocks* out);
+inline void prefetch_shadow(const Block* b, uint32_t addr) {
+  const auto* g = reinterpret_cast<const char*>(b->shadow) + (size_t)addr / 16 * sizeof(Granule);
+  __builtin_prefetch(g, 1);
+  __builtin_prefetch(g + 64, 1);
+}
 void shared_access(Block*, uint32_t who, const Clocks&, uint32_t addr, uint32_t bytes, uint32_t flags, uint32_t pc);
 void global_access(Cluster*, uint32_t who, const Clocks&, uintptr_t addr, size_t bytes, uint32_t flags, uint32_t pc);
 // A global access by an instruction wrapper: alignment and bounds always, races when checked.

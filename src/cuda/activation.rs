@@ -1,0 +1,19 @@
+//! Activation: from a checked contract to launches.
+
+use crate::element::Float;
+use crate::error::Result;
+use crate::ops::Activation;
+
+use super::driver::Driver;
+use super::{Cuda, CudaStream};
+
+/// Names of the stage's kernels.
+pub(super) const KERNELS: &[&str] = &[];
+
+pub(super) fn run<D: Driver + 'static, T: Float>(
+    _cuda: &Cuda<D>,
+    _op: Activation<'_, Cuda<D>, T>,
+    _stream: &CudaStream<D>,
+) -> Result<()> {
+    todo!()
+}

@@ -1,0 +1,118 @@
+//! Grouped GEMM: from a checked contract to a launch.
+
+mod hopper;
+mod portable;
+
+pub(super) use hopper::TensorMaps;
+
+use crate::config::ActivationFn;
+use crate::element::{DType, Float};
+use crate::error::Result;
+use crate::ops::{Epilogue, Experts, Gather, GroupedGemm, Projection};
+
+use super::abi::{ActivationParams, GroupedGemmArgs};
+use super::context::float16;
+use super::driver::{Driver, LaunchConfig};
+use super::tiles::{EpilogueKind, Family, Problem, Tile, choose};
+use super::weights::Matrices;
+use super::{Cuda, CudaExperts, CudaStream};
+
+/// A grouped GEMM that is about to be launched.
+struct Launch<'a, D: Driver, T: Float> {
+    cuda: &'a Cuda<D>,
+    tile: &'static Tile,
+    epilogue: EpilogueKind,
+    dtype: DType,
+    args: GroupedGemmArgs,
+    weights: &'a Matrices<D, T>,
+    /// Rows of x, which a tensor map of it covers.
+    x_rows: usize,
+    /// R, the rows that `out` has room for.
+    max_rows: usize,
+    config: LaunchConfig,
+}
+
+impl<D: Driver, T: Float> Launch<'_, D, T> {
+    fn kernel(&self) -> String {
+        self.tile.kernel(self.epilogue, self.dtype)
+    }
+}
+
+pub(super) fn activation_params(function: ActivationFn) -> ActivationParams {
+    match function {
+        ActivationFn::SwiGlu => ActivationParams {
+            alpha: 1.0,
+            cubic: 0.0,
+            up_bias: 0.0,
+            gate_max: f32::INFINITY,
+            up_min: f32::NEG_INFINITY,
+            up_max: f32::INFINITY,
+        },
+    }
+}
+
+pub(super) fn run<D: Driver + 'static, T: Float>(
+    cuda: &Cuda<D>,
+    op: GroupedGemm<'_, Cuda<D>, T, CudaExperts<D, T>>,
+    stream: &CudaStream<D>,
+) -> Result<()> {
+    let dtype = float16::<T>("grouped GEMM")?;
+    let GroupedGemm { x, gather, plan, experts, projection, epilogue, out } = op;
+    let shape = experts.shape();
+    let (weights, columns, depth) = match projection {
+        Projection::GateUp => (&experts.gate_up, shape.intermediate_size, shape.hidden_size),
+        Projection::Down => (&experts.down, shape.hidden_size, shape.intermediate_size),
+    };
+    let kind = match (projection, epilogue) {
+        (Projection::GateUp, Epilogue::Activation(_)) => EpilogueKind::Activation,
+        (Projection::GateUp, Epilogue::Store) => EpilogueKind::Pair,
+        (Projection::Down, _) => EpilogueKind::Store,
+    };
+    let max_rows = plan.num_assignments();
+    if max_rows == 0 {
+        return Ok(());
+    }
+    let problem =
+        Problem { max_rows, num_experts: shape.num_experts, columns, depth, epilogue: kind };
+    let tile = choose(&problem, cuda.properties(), cuda.path())?;
+    let (x_layout, (out, out_layout)) = (x.layout(), out.into_parts());
+    let function = match epilogue {
+        Epilogue::Activation(function) => function,
+        Epilogue::Store => ActivationFn::SwiGlu,
+    };
+    let args = GroupedGemmArgs {
+        x: x.buffer().at(x_layout.offset),
+        out: out.at(out_layout.offset),
+        token_of_row: match gather {
+            Gather::TokenOfRow => plan.token_of_row.address(),
+            Gather::Packed => 0,
+        },
+        expert_offsets: plan.expert_offsets.address(),
+        x_stride: x_layout.row_stride as u64,
+        out_stride: out_layout.row_stride as u64,
+        weights: weights.place,
+        weight_maps: 0,
+        activation: activation_params(function),
+        num_experts: shape.num_experts as u32,
+        columns: columns as u32,
+        depth: depth as u32,
+        up_first: u32::from(weights.place.up_offset < weights.place.gate_offset),
+    };
+    let blocks = cuda.properties().sm_count * tile.blocks_per_sm;
+    let grid = problem.max_tiles(tile).min(u64::from(blocks)) as u32;
+    let launch = Launch {
+        cuda,
+        tile,
+        epilogue: kind,
+        dtype,
+        args,
+        weights,
+        x_rows: x_layout.rows,
+        max_rows,
+        config: LaunchConfig::linear(grid, tile.threads).with_shared(tile.shared_bytes),
+    };
+    match tile.family {
+        Family::HopperPrefill | Family::HopperDecode => hopper::run(&launch, stream),
+        Family::PortablePrefill | Family::PortableDecode => portable::run(&launch, stream),
+    }
+}

@@ -1,0 +1,313 @@
+//! Weights in device memory: uploaded, or used where the caller has them.
+
+use std::fmt;
+
+use crate::config::{GateUpLayout, check_sizes};
+use crate::element::{Element, Float};
+use crate::error::{Error, Result, checked_product};
+use crate::memory::{Buffer, Memory, ROW_ALIGNMENT};
+use crate::ops::{ExpertShape, Experts, Gate, Projection};
+use crate::weights::{DenseExperts, ExpertMatrix, RouterWeights};
+
+use super::abi::ExpertMatrices;
+use super::buffer::Place;
+use super::context::float16;
+use super::driver::{DevicePtr, Driver};
+use super::grouped_gemm::TensorMaps;
+use super::{Cuda, CudaBuffer, CudaStream};
+
+/// A router's weight `[E, H]` in device memory.
+pub struct CudaGate<D: Driver, T: Element> {
+    shape: [usize; 2],
+    pub(super) values: GateValues<D, T>,
+}
+
+pub(super) enum GateValues<D: Driver, T: Element> {
+    F32(CudaBuffer<D, f32>),
+    Model(CudaBuffer<D, T>),
+}
+
+impl<D: Driver, T: Element> fmt::Debug for CudaGate<D, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dtype = match &self.values {
+            GateValues::F32(_) => f32::DTYPE,
+            GateValues::Model(_) => T::DTYPE,
+        };
+        write!(f, "CudaGate {dtype} {:?}", self.shape)
+    }
+}
+
+impl<D: Driver, T: Element> Gate for CudaGate<D, T> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.values {
+            GateValues::F32(buffer) => buffer.len() * size_of::<f32>(),
+            GateValues::Model(buffer) => buffer.len() * size_of::<T>(),
+        }
+    }
+}
+
+impl<D: Driver + 'static, T: Float> CudaGate<D, T> {
+    pub(super) fn place(&self) -> Place<'_, D> {
+        match &self.values {
+            GateValues::F32(buffer) => buffer.place("gate"),
+            GateValues::Model(buffer) => buffer.place("gate"),
+        }
+    }
+
+    pub(super) fn upload(
+        cuda: &Cuda<D>,
+        shape: [usize; 2],
+        weights: &RouterWeights<T>,
+        stream: &CudaStream<D>,
+    ) -> Result<Self> {
+        match weights {
+            RouterWeights::F32(values) => {
+                Self::f32(shape, cuda.buffer_from("gate", values, stream)?)
+            }
+            RouterWeights::Model(values) => {
+                Self::model(shape, cuda.buffer_from("gate", values, stream)?)
+            }
+        }
+    }
+
+    /// A gate that routes in f32, used where it lies.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], and [`Error::Unsupported`] if `T` is not a 16-bit type.
+    pub fn f32(shape: [usize; 2], values: CudaBuffer<D, f32>) -> Result<Self> {
+        Self::checked(shape, values.len(), values.address(), GateValues::F32(values))
+    }
+
+    /// A gate in the type of the layer, used where it lies.
+    ///
+    /// # Errors
+    /// As [`CudaGate::f32`].
+    pub fn model(shape: [usize; 2], values: CudaBuffer<D, T>) -> Result<Self> {
+        Self::checked(shape, values.len(), values.address(), GateValues::Model(values))
+    }
+
+    fn checked(
+        shape: [usize; 2],
+        len: usize,
+        address: u64,
+        values: GateValues<D, T>,
+    ) -> Result<Self> {
+        float16::<T>("router")?;
+        let expected = checked_product("gate", &shape)?;
+        if len != expected {
+            return Err(Error::shape("router weight", [expected], [len]));
+        }
+        if !address.is_multiple_of(ROW_ALIGNMENT as u64) {
+            let given = format!("device address {address:#x}");
+            return Err(Error::value("router weight", given, "a multiple of 16"));
+        }
+        Ok(Self { shape, values })
+    }
+}
+
+/// Experts' weights in device memory, in the layout in which checkpoints and engines have them:
+/// `gate_up [E, 2I, H]` and `down [E, H, I]`, stacked or one allocation for each expert.
+pub struct CudaExperts<D: Driver, T: Element> {
+    shape: ExpertShape,
+    pub(super) gate_up: Matrices<D, T>,
+    pub(super) down: Matrices<D, T>,
+}
+
+/// One projection of all experts, and what keeps it in memory.
+pub(super) struct Matrices<D: Driver, T: Element> {
+    /// As the kernels read it.
+    pub(super) place: ExpertMatrices,
+    /// As TMA reads it; none where no Hopper kernel can run.
+    pub(super) maps: Option<TensorMaps<D>>,
+    /// One buffer, or one for each expert.
+    buffers: Vec<CudaBuffer<D, T>>,
+    /// The addresses of the experts, where each has a buffer of its own: pairs of u32.
+    _table: Option<CudaBuffer<D, u32>>,
+}
+
+impl<D: Driver, T: Element> fmt::Debug for CudaExperts<D, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CudaExperts")
+            .field("dtype", &T::DTYPE)
+            .field("shape", &self.shape)
+            .field("stacked", &(self.gate_up.place.table == 0))
+            .finish_non_exhaustive()
+    }
+}
+
+impl<D: Driver, T: Element> Experts for CudaExperts<D, T> {
+    fn shape(&self) -> ExpertShape {
+        self.shape
+    }
+
+    fn bytes(&self) -> usize {
+        let buffers = self.gate_up.buffers.iter().chain(&self.down.buffers);
+        buffers.map(|buffer| buffer.len() * size_of::<T>()).sum()
+    }
+}
+
+impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
+    pub(super) fn place(&self) -> Place<'_, D> {
+        self.down.buffers[0].place("experts")
+    }
+
+    /// Experts stacked in two buffers, used where they lie: `gate_up [E, 2I, H]` with the rows of
+    /// gate and up in the order of `layout`, and `down [E, H, I]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a length disagrees with `shape`, [`Error::Value`] for a shape that no layer
+    /// can have, [`Error::Unsupported`] if `T` is not a 16-bit type.
+    pub fn stacked(
+        cuda: &Cuda<D>,
+        shape: ExpertShape,
+        layout: GateUpLayout,
+        gate_up: CudaBuffer<D, T>,
+        down: CudaBuffer<D, T>,
+    ) -> Result<Self> {
+        Self::placed(cuda, shape, layout, vec![gate_up], vec![down], None)
+    }
+
+    /// Experts with a buffer each, used where they lie: `gate_up [2I, H]` with the rows of gate and
+    /// up in the order of `layout`, and `down [H, I]`, for each expert.
+    ///
+    /// # Errors
+    /// As [`CudaExperts::stacked`], and [`Error::Shape`] for another number of experts.
+    pub fn table(
+        cuda: &Cuda<D>,
+        shape: ExpertShape,
+        layout: GateUpLayout,
+        experts: Vec<(CudaBuffer<D, T>, CudaBuffer<D, T>)>,
+        stream: &CudaStream<D>,
+    ) -> Result<Self> {
+        if experts.len() != shape.num_experts {
+            return Err(Error::shape("expert table", [shape.num_experts], [experts.len()]));
+        }
+        let (gate_up, down) = experts.into_iter().unzip();
+        Self::placed(cuda, shape, layout, gate_up, down, Some(stream))
+    }
+
+    /// Copies experts from the host, a matrix at a time.
+    pub(super) fn upload(
+        cuda: &Cuda<D>,
+        experts: &DenseExperts<T>,
+        stream: &CudaStream<D>,
+    ) -> Result<Self> {
+        float16::<T>("experts")?;
+        let shape = crate::weights::ExpertWeights::shape(experts);
+        let ExpertShape { num_experts, hidden_size, intermediate_size } = shape;
+        let matrix = checked_product("expert", &[hidden_size, intermediate_size])?;
+        let room = |what, matrices| {
+            let len = checked_product(what, &[num_experts, matrices, matrix])?;
+            CudaBuffer::uninitialised(cuda, what, len)
+        };
+        let (gate_up, down) = (room("gate_up", 2)?, room("down", 1)?);
+        for expert in 0..num_experts {
+            for (which, to, start) in [
+                (ExpertMatrix::Gate, &gate_up, 2 * expert * matrix),
+                (ExpertMatrix::Up, &gate_up, (2 * expert + 1) * matrix),
+                (ExpertMatrix::Down, &down, expert * matrix),
+            ] {
+                to.write(start, &experts.read(expert, which)?, stream)?;
+            }
+        }
+        Self::stacked(cuda, shape, GateUpLayout::GateFirst, gate_up, down)
+    }
+
+    /// `stream` is given where each expert has a buffer of its own.
+    fn placed(
+        cuda: &Cuda<D>,
+        shape: ExpertShape,
+        layout: GateUpLayout,
+        gate_up: Vec<CudaBuffer<D, T>>,
+        down: Vec<CudaBuffer<D, T>>,
+        stream: Option<&CudaStream<D>>,
+    ) -> Result<Self> {
+        float16::<T>("experts")?;
+        let ExpertShape { num_experts, hidden_size, intermediate_size } = shape;
+        check_sizes(num_experts, hidden_size, intermediate_size)?;
+        let (wide, tall) = (hidden_size as u64, intermediate_size as u64);
+        let matrix = wide * tall;
+        let (row_stride, gate_offset, up_offset) = match layout {
+            GateUpLayout::GateFirst => (wide, 0, matrix),
+            GateUpLayout::UpFirst => (wide, matrix, 0),
+            GateUpLayout::Interleaved => (2 * wide, 0, wide),
+        };
+        let expert_stride = 2 * matrix;
+        let gate_up = Matrices::new(
+            cuda,
+            Projection::GateUp,
+            shape,
+            ExpertMatrices { base: 0, table: 0, expert_stride, row_stride, gate_offset, up_offset },
+            gate_up,
+            stream,
+        )?;
+        let down = Matrices::new(
+            cuda,
+            Projection::Down,
+            shape,
+            ExpertMatrices {
+                base: 0,
+                table: 0,
+                expert_stride: matrix,
+                row_stride: tall,
+                gate_offset: 0,
+                up_offset: 0,
+            },
+            down,
+            stream,
+        )?;
+        Ok(Self { shape, gate_up, down })
+    }
+}
+
+impl<D: Driver + 'static, T: Float> Matrices<D, T> {
+    fn new(
+        cuda: &Cuda<D>,
+        projection: Projection,
+        shape: ExpertShape,
+        mut place: ExpertMatrices,
+        buffers: Vec<CudaBuffer<D, T>>,
+        stream: Option<&CudaStream<D>>,
+    ) -> Result<Self> {
+        let (what, matrices) = match projection {
+            Projection::GateUp => ("gate_up", 2),
+            Projection::Down => ("down", 1),
+        };
+        let ExpertShape { num_experts, hidden_size, intermediate_size } = shape;
+        let of_each = if stream.is_some() { 1 } else { num_experts };
+        let expected = checked_product(what, &[of_each, matrices, hidden_size, intermediate_size])?;
+        cuda.check_places(buffers.iter().map(|buffer| buffer.place(what)))?;
+        for (expert, buffer) in buffers.iter().enumerate() {
+            if buffer.len() != expected {
+                let operand = match stream {
+                    Some(_) => format!("{what} of expert {expert}"),
+                    None => what.to_owned(),
+                };
+                return Err(Error::shape(operand, [expected], [buffer.len()]));
+            }
+        }
+        let table = match stream {
+            None => {
+                place.base = buffers.first().map_or(0, CudaBuffer::address);
+                None
+            }
+            Some(stream) => {
+                let halves = buffers
+                    .iter()
+                    .flat_map(|buffer| [buffer.address() as u32, (buffer.address() >> 32) as u32])
+                    .collect::<Vec<_>>();
+                let table = cuda.buffer_from("expert table", &halves, stream)?;
+                place.table = table.address();
+                Some(table)
+            }
+        };
+        let addresses =
+            buffers.iter().map(|buffer| DevicePtr(buffer.address())).collect::<Vec<_>>();
+        let maps = TensorMaps::encode::<T>(cuda, projection, shape, &place, &addresses, stream)?;
+        Ok(Self { place, maps, buffers, _table: table })
+    }
+}
