@@ -33,11 +33,13 @@ struct WeightPlace {
   uint32_t column;
 };
 
-// Row `column` of an expert's gate or up projection, or of its only matrix.
+// Where an expert's memory starts, and a row in it.
+template <class T> __device__ __forceinline__ const T* expert_base(const ExpertMatrices& weights, uint32_t expert) {
+  if (weights.table != 0) return device_pointer<const T>(device_pointer<const uint64_t>(weights.table)[expert]);
+  return device_pointer<const T>(weights.base) + expert * weights.expert_stride;
+}
 template <class T>
-__device__ __forceinline__ const T* weight_row(const ExpertMatrices& weights, uint32_t expert, WeightPlace place) {
-  const T* base = weights.table != 0 ? device_pointer<const T>(__ldg(device_pointer<const uint64_t>(weights.table) + expert))
-                                     : device_pointer<const T>(weights.base) + expert * weights.expert_stride;
+__device__ __forceinline__ const T* weight_row(const ExpertMatrices& weights, const T* base, WeightPlace place) {
   return base + (place.half != 0 ? weights.up_offset : weights.gate_offset) + place.column * weights.row_stride;
 }
 
@@ -110,14 +112,15 @@ template <CopyTile kTile, Epilogue kEpilogue, class T, class Layout> class CopyL
       const uint32_t row = work.row + row_ + i * kStep;
       if (row < work.row_end) live_ |= 1u << i;
       token_[i] = min(row, work.row_end - 1);
-      if (token_of_row != nullptr) token_[i] = __ldg(token_of_row + token_[i]);
+      if (token_of_row != nullptr) token_[i] = token_of_row[token_[i]];
     }
+    const T* base = expert_base<T>(args_.weights, work.expert);
 #pragma unroll
     for (uint32_t i = 0; i < kCopiesW; i++) {
       WeightPlace place = Layout::place(row_ + i * kStep);
       place.column += work.column_block * kColumns;
       if (place.column < args_.columns) live_ |= 1u << (kCopiesX + i);
-      weight_[i] = weight_row<T>(args_.weights, work.expert, place) + chunk_ * 8;
+      weight_[i] = weight_row(args_.weights, base, place) + chunk_ * 8;
     }
   }
 

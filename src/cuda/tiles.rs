@@ -162,17 +162,13 @@ impl Problem {
     }
 }
 
-/// The tile for `problem` on `device`: of the families that `path` allows, the one with weights
-/// as M while all of an expert's rows fit one tile of it, then tokens as M; of a family's tiles, the
-/// smallest that holds an expert's rows, else the largest.
+/// The tile of `tiles` for `problem` on `device`: of the families that `path` allows, the one with
+/// weights as M while all of an expert's rows fit one tile of it, then tokens as M; of a family's
+/// tiles, the smallest that holds an expert's rows, else the largest.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if no tile fits the device.
-pub fn choose(problem: &Problem, device: &DeviceProperties, path: Path) -> Result<&'static Tile> {
-    choose_from(TILES, problem, device, path)
-}
-
-fn choose_from<'a>(
+pub fn choose<'a>(
     tiles: &'a [Tile],
     problem: &Problem,
     device: &DeviceProperties,
