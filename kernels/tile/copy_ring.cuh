@@ -55,29 +55,30 @@ template <CopyTile kTile, Epilogue kEpilogue, class T, class Layout> class CopyL
       : args_(args), storage_(storage),
         tiles_(device_pointer<const uint32_t>(args.expert_offsets), args.num_experts,
                (args.columns + kColumns - 1) / kColumns, blockIdx.x, gridDim.x),
-        chunk_(threadIdx.x % kChunks), row_(threadIdx.x / kChunks) {
+        chunk_(threadIdx.x % kChunks), row_(threadIdx.x / kChunks), depth_(args.depth) {
     const uint32_t offset = chunk_offset<kTile.depth>(row_, chunk_);
     x_stage_ = shared_address(storage.x) + offset;
     weight_stage_ = shared_address(storage.weights) + offset;
     begin();
   }
 
-  // Starts copying the next block of depth into the next stage.  A group is committed even where there is nothing
-  // left to copy, so that the number of groups says how far the ring is.
-  __device__ __forceinline__ void next() {
-    if (more_) {
+  // Starts copying the next block of depth into a stage.  A group is committed even where there is nothing left to
+  // copy, so that the number of groups says how far the ring is.
+  __device__ __forceinline__ void next(uint32_t stage) {
+    if (depth_ < args_.depth) {
       // What lies past the depth, an expert's last row or the last column is zero, and not read.
       const uint32_t live = depth_ + chunk_ * 8 < args_.depth ? live_ : 0;
       const T* x = device_pointer<const T>(args_.x) + depth_ + chunk_ * 8;
 #pragma unroll
-      for (uint32_t i = 0; i < kCopiesX; i++)
-        ptx::cp_async_16(x_stage_ + stage_ * kStageX + i * kStepBytes, x + token_[i] * args_.x_stride, live >> i << 4 & 16);
-#pragma unroll
       for (uint32_t i = 0; i < kCopiesW; i++) {
-        ptx::cp_async_16(weight_stage_ + stage_ * kStageW + i * kStepBytes, weight_[i], live >> (kCopiesX + i) << 4 & 16);
-        weight_[i] += kTile.depth;
+        const uint32_t to = weight_stage_ + stage * kStageW + i * kStepBytes;
+        ptx::cp_async_16(to, weight_[i] + depth_, live >> (kCopiesX + i) << 4 & 16);
       }
-      stage_ = stage_ + 1 == kTile.stages ? 0 : stage_ + 1;
+#pragma unroll
+      for (uint32_t i = 0; i < kCopiesX; i++) {
+        const uint32_t to = x_stage_ + stage * kStageX + i * kStepBytes;
+        ptx::cp_async_16(to, x + token_[i] * args_.x_stride, live >> i << 4 & 16);
+      }
       depth_ += kTile.depth;
       if (depth_ >= args_.depth) begin();
     }
@@ -94,14 +95,14 @@ template <CopyTile kTile, Epilogue kEpilogue, class T, class Layout> class CopyL
   static_assert(kTile.threads % kChunks == 0 && kStep % 8 == 0);
   static_assert(kTile.rows % kStep == 0 && kTile.columns % kStep == 0 && kCopiesX + kCopiesW <= 28);
 
-  // Turns to the next tile.
+  // Turns to the next tile; where there is none, depth_ stays at its end.
   __device__ __forceinline__ void begin() {
     WorkTile work;
-    more_ = tiles_.next(work);
-    if (!more_) work.row_end = 0;
+    const bool more = tiles_.next(work);
+    if (!more) work.row_end = 0;
     if (threadIdx.x == 0) storage_.tiles[tile_] = work;
     tile_ = tile_ + 1 == kTile.stages + 2 ? 0 : tile_ + 1;
-    if (!more_) {
+    if (!more) {
       ptx::grid_launch_dependents();
       return;
     }
@@ -127,8 +128,7 @@ template <CopyTile kTile, Epilogue kEpilogue, class T, class Layout> class CopyL
   const GroupedGemmArgs& args_;
   CopyStorage<kTile>& storage_;
   TileScheduler<kTile.rows> tiles_;
-  uint32_t chunk_, row_, x_stage_, weight_stage_, stage_ = 0, tile_ = 0;
-  bool more_;
+  uint32_t chunk_, row_, x_stage_, weight_stage_, tile_ = 0;
   uint32_t depth_, live_;       // the next block; which of this thread's rows exist
   uint32_t token_[kCopiesX];    // rows of x: their addresses are made late, so that nothing waits for token_of_row
   const T* weight_[kCopiesW];
@@ -148,8 +148,8 @@ template <CopyTile kTile, bool kWeightsFirst, class T, int kM, int kN> class Cop
   __device__ __forceinline__ CopyPipeline(CopyStorage<kTile>& storage, Loader& loader, uint32_t row, uint32_t column)
       : storage_(storage), product_(row, column), rows_(shared_address(kWeightsFirst ? storage.weights[0] : storage.x[0])),
         columns_(shared_address(kWeightsFirst ? storage.x[0] : storage.weights[0])) {
-#pragma unroll
-    for (uint32_t i = 0; i + 1 < kTile.stages; i++) loader.next();
+#pragma unroll 1
+    for (uint32_t i = 0; i + 1 < kTile.stages; i++) loader.next(i);
     wait();
   }
 
@@ -159,23 +159,19 @@ template <CopyTile kTile, bool kWeightsFirst, class T, int kM, int kN> class Cop
   // acc += the product of the next tile, whose depth is `blocks` stages; the tile's place.
   template <class Loader>
   __device__ __forceinline__ WorkTile accumulate(float (&acc)[kM][kN][4], uint32_t blocks, Loader& loader) {
-    constexpr int kSteps = Product::kSteps;
-    static_assert(kSteps % 2 == 0);
-    typename Product::Fragments f[2];
-    load(f[0], 0);
+    product_.load(rows(), columns());
 #pragma unroll 1
     for (uint32_t block = 0; block < blocks; block++) {
 #pragma unroll
-      for (int step = 0; step < kSteps; step++) {
-        if (step + 1 < kSteps) {
-          load(f[(step + 1) % 2], step + 1);
-        } else {
+      for (int step = 0; step < Product::kSteps; step++) {
+        const bool last = step + 1 == Product::kSteps;
+        if (last) {
           stage_ = stage_ + 1 == kTile.stages ? 0 : stage_ + 1;
           wait();
-          if (block + 1 < blocks) load(f[0], 0);
         }
-        product_.add(acc, f[step % 2]);
-        if (step == 0) loader.next();  // into the stage that all have left before the last barrier
+        product_.add(acc, step, !last || block + 1 < blocks, rows(), columns());
+        // Into the stage before this one, which all have left.
+        if (step == 0) loader.next(stage_ == 0 ? kTile.stages - 1 : stage_ - 1);
       }
     }
     const WorkTile work = storage_.tiles[tile_];
@@ -191,9 +187,8 @@ template <CopyTile kTile, bool kWeightsFirst, class T, int kM, int kN> class Cop
     ptx::cp_async_wait<(int)kTile.stages - 2>();
     __syncthreads();
   }
-  __device__ __forceinline__ void load(typename Product::Fragments& f, int step) const {
-    product_.load(f, rows_ + stage_ * (kWeightsFirst ? kW : kX), columns_ + stage_ * (kWeightsFirst ? kX : kW), step);
-  }
+  __device__ __forceinline__ uint32_t rows() const { return rows_ + stage_ * (kWeightsFirst ? kW : kX); }
+  __device__ __forceinline__ uint32_t columns() const { return columns_ + stage_ * (kWeightsFirst ? kX : kW); }
 
   CopyStorage<kTile>& storage_;
   Product product_;
