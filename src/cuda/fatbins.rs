@@ -16,15 +16,17 @@ pub fn all() -> &'static [(&'static str, &'static [u8])] {
     FATBINS
 }
 
-/// The fatbin of this name, for [`Driver::load_module`](super::driver::Driver::load_module).
+/// The fatbins for a device of this compute capability (80, 90 ...), for
+/// [`Cuda::new`](super::Cuda::new).
 ///
 /// # Errors
 ///
-/// [`DriverError::NoKernels`] if the crate was built without it.
-pub fn find(name: &str) -> Result<&'static [u8]> {
-    let found = FATBINS.iter().find(|(fatbin, _)| *fatbin == name);
-    found.map(|(_, bytes)| *bytes).ok_or_else(|| DriverError::NoKernels {
-        name: name.to_owned(),
-        built: BUILT.to_owned(),
-    })
+/// [`DriverError::NoKernels`] if there are none.
+pub fn for_device(compute_capability: u32) -> Result<Vec<&'static [u8]>> {
+    if FATBINS.is_empty() {
+        return Err(DriverError::NoKernels { built: BUILT.to_owned() });
+    }
+    // The driver refuses a fatbin without any code for its device.
+    let suits = |name: &str| compute_capability == 90 || !name.ends_with("_sm90");
+    Ok(FATBINS.iter().filter(|(name, _)| suits(name)).map(|(_, bytes)| *bytes).collect())
 }

@@ -20,6 +20,9 @@ pub mod driver;
 #[cfg(feature = "cuda")]
 pub mod fatbins;
 mod grouped_gemm;
+#[cfg(feature = "cuda")]
+pub mod nvidia;
+mod operands;
 mod permute;
 mod plan;
 pub mod raw;

@@ -210,7 +210,12 @@ const fn tile(
 #[rustfmt::skip]
 pub const TILES: &[Tile] = &[
     //                           rows columns depth stages threads blocks shared
-    tile(Family::HopperPrefill,   [128, 256, 64, 4, 384, 1, 229_440]),
+    tile(Family::HopperPrefill,   [128, 256, 64, 4, 384, 1, 230_400]),
+    tile(Family::HopperDecode,    [  8,  64, 64, 12, 160, 2, 111_616]),
+    tile(Family::HopperDecode,    [  8, 128, 64, 6, 160, 2, 105_472]),
+    tile(Family::HopperDecode,    [ 16, 128, 64, 6, 160, 2, 111_616]),
+    tile(Family::HopperDecode,    [ 32, 128, 64, 5, 160, 2, 103_424]),
+    tile(Family::HopperDecode,    [ 64, 128, 64, 4, 160, 2, 99_328]),
     tile(Family::PortablePrefill, [128, 256, 32, 4, 256, 1, 98_432]),
     tile(Family::PortablePrefill, [128, 128, 32, 3, 128, 2, 49_280]),
     tile(Family::PortablePrefill, [ 64, 128, 32, 4, 128, 3, 49_280]),
