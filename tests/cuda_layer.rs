@@ -18,10 +18,13 @@ use moe_kernels::weights::ExpertMatrix;
 use moe_kernels::{MoeConfig, MoeLayer};
 use proptest::prelude::{ProptestConfig, Strategy, any, proptest};
 
+// Values are compared without the emulator's checks of each access, which take most of the time; the stages' own tests
+// run every kernel under them, and so do the tests here that are named for what they check.
+
 /// The devices and paths that run each case: Hopper's kernels, the portable ones beside them, and
 /// the portable ones where there are no others, with little shared memory.
-fn devices(seed: u64) -> Option<[Emulated; 3]> {
-    let device = |profile, path| emulated(profile, path, Options::checked(seed));
+fn devices(options: Options) -> Option<[Emulated; 3]> {
+    let device = |profile, path| emulated(profile, path, options.clone());
     Some([
         device(Profile::sm_90(), Path::Hopper)?,
         device(Profile::sm_90(), Path::Portable)?,
@@ -68,7 +71,7 @@ fn check_case<T: Storage>(device: &Emulated, case: &Case) {
 
 #[test]
 fn every_case_equals_the_oracle_bf16() {
-    let Some(devices) = devices(1) else { return };
+    let Some(devices) = devices(Options::plain(1)) else { return };
     for case in cases() {
         devices.iter().for_each(|device| check_case::<bf16>(device, &case));
     }
@@ -76,7 +79,7 @@ fn every_case_equals_the_oracle_bf16() {
 
 #[test]
 fn some_cases_equal_the_oracle_f16() {
-    let Some(devices) = devices(2) else { return };
+    let Some(devices) = devices(Options::plain(2)) else { return };
     for case in cases().iter().step_by(3) {
         devices.iter().for_each(|device| check_case::<f16>(device, case));
     }
@@ -85,7 +88,7 @@ fn some_cases_equal_the_oracle_f16() {
 /// The families' golden files: what their reference implementations computed.
 #[test]
 fn families_agree_with_their_reference() {
-    let Some(devices) = devices(3) else { return };
+    let Some(devices) = devices(Options::checked(3)) else { return };
     for name in ["mixtral", "qwen3_moe", "olmoe", "mixtral_starved", "qwen3_moe_k1", "olmoe_e5k3"] {
         for device in &devices {
             check_fixture(device, name);
@@ -130,8 +133,8 @@ fn check_fixture(device: &Emulated, name: &str) {
 /// Routing from the caller, some of it not for this layer.
 #[test]
 fn routing_of_the_caller() {
-    let Some(devices) = devices(4) else { return };
-    for case in cases().iter().step_by(2) {
+    let Some(devices) = devices(Options::checked(4)) else { return };
+    for case in cases().iter().step_by(4) {
         let MoeConfig { hidden_size: h, num_experts: e, top_k: k, .. } = case.config;
         let data = Data::<bf16>::new(case);
         let mut rng = case.rng();
@@ -169,7 +172,7 @@ fn routing_of_the_caller() {
 /// Ids of another numbering, some of whose experts are elsewhere.
 #[test]
 fn an_expert_map() {
-    let Some(devices) = devices(5) else { return };
+    let Some(devices) = devices(Options::checked(5)) else { return };
     let case = named("regular [");
     let MoeConfig { num_experts: e, top_k: k, hidden_size: h, .. } = case.config;
     let data = Data::<bf16>::new(&case);
@@ -196,8 +199,8 @@ fn an_expert_map() {
 /// The number of tokens lies on the device.
 #[test]
 fn fewer_tokens_than_rows() {
-    let Some(devices) = devices(6) else { return };
-    for case in cases().iter().filter(|case| case.tokens > 0).step_by(4) {
+    let Some(devices) = devices(Options::plain(6)) else { return };
+    for case in cases().iter().filter(|case| case.tokens > 0).step_by(7) {
         let MoeConfig { hidden_size: h, top_k: k, .. } = case.config;
         let data = Data::<bf16>::new(case);
         for device in &devices {
@@ -224,8 +227,8 @@ fn fewer_tokens_than_rows() {
 /// each expert. The same bits every time.
 #[test]
 fn weights_in_place() {
-    let Some(devices) = devices(7) else { return };
-    for case in [named("ragged [T 31"), named("72 experts"), named("one expert")] {
+    let Some(devices) = devices(Options::checked(7)) else { return };
+    for case in [named("ragged [T 31"), named("one expert")] {
         let data = Data::<bf16>::new(&case);
         let shape = case.shape();
         for device in &devices {
@@ -295,11 +298,11 @@ fn weights_in_place() {
 /// Schedules, streams and addresses do not show in the bits.
 #[test]
 fn the_same_bits_every_run() {
-    for case in [named("ragged [T 130"), named("regular ["), named("128 experts")] {
+    for case in [named("ragged [T 31"), named("regular ["), named("all on one")] {
         let data = Data::<bf16>::new(&case);
         let mut expected: [Option<Vec<u32>>; 3] = [None, None, None];
         for seed in [0, 11, 12, 13] {
-            let Some(devices) = devices(seed) else { return };
+            let Some(devices) = devices(Options::checked(seed)) else { return };
             for (mut device, expected) in devices.into_iter().zip(&mut expected) {
                 // Other addresses, and another stream.
                 let _elsewhere = device.put(&vec![0u8; 1000 * seed as usize + 1]);
@@ -325,8 +328,8 @@ fn the_same_bits_every_run() {
 /// A graph captured once serves other tokens, numbers of tokens and routing.
 #[test]
 fn a_captured_graph_replays() {
-    let Some(devices) = devices(8) else { return };
-    let case = named("ragged [T 130");
+    let Some(devices) = devices(Options::checked(8)) else { return };
+    let case = named("regular [");
     let MoeConfig { hidden_size: h, .. } = case.config;
     let mut rng = case.rng();
     let data = Data::<bf16>::new(&case);
@@ -346,7 +349,7 @@ fn a_captured_graph_replays() {
         let graph = backend.driver().end_capture(stream.raw()).unwrap();
         drop(input);
 
-        for count in [case.tokens, 1, 77, 0, 2] {
+        for count in [case.tokens, 1, 37, 0, 2] {
             let tokens: Vec<bf16> = rng.full(count * h, 1.0);
             backend.upload(&tokens, &mut x, stream).unwrap();
             backend.upload(&[count as u32], &mut num_tokens, stream).unwrap();
@@ -370,7 +373,7 @@ fn a_captured_graph_replays() {
 /// Nothing is allocated, and nothing waits, in a forward.
 #[test]
 fn a_forward_allocates_nothing() {
-    let Some(devices) = devices(9) else { return };
+    let Some(devices) = devices(Options::checked(9)) else { return };
     let case = named("regular [");
     let data = Data::<bf16>::new(&case);
     for device in &devices {
@@ -389,7 +392,7 @@ fn a_forward_allocates_nothing() {
 
 /// Random layers of ragged shapes.
 fn any_case() -> impl Strategy<Value = (Case, u64)> {
-    let shape = (0usize..=200, 1usize..=40, 1usize..=40, 1usize..=40, 1usize..=8);
+    let shape = (0usize..=96, 1usize..=40, 1usize..=40, 1usize..=40, 1usize..=8);
     (shape, any::<bool>(), any::<u64>()).prop_map(|((tokens, h8, i8, e, k), loose, seed)| {
         let config = MoeConfig::new(8 * h8, 8 * i8, e, k.min(e));
         let pad = if loose { LOOSE } else { TIGHT };
@@ -399,11 +402,11 @@ fn any_case() -> impl Strategy<Value = (Case, u64)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 10, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn random_layers((case, seed) in any_case()) {
-        if let Some(devices) = devices(seed) {
+        if let Some(devices) = devices(Options::plain(seed)) {
             let MoeConfig { hidden_size: h, top_k: k, .. } = case.config;
             let data = Data::<bf16>::seeded(&case, &mut Rng::new(seed));
             let truth = data.routing(&case.config);
