@@ -12,7 +12,7 @@ use super::buffer::Place;
 use super::driver::{
     DeviceProperties, Driver, DriverError, Function, KernelArg, LaunchConfig, Stream,
 };
-use super::tiles::{EpilogueKind, TILES};
+use super::tiles::{EpilogueKind, TILES, Tile};
 
 /// Which grouped-GEMM kernels run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -51,6 +51,7 @@ fn stage_kernels() -> impl Iterator<Item = &'static str> {
 struct Context<D: Driver> {
     driver: D,
     path: Path,
+    tiles: &'static [Tile],
     /// Every kernel, found when the backend is made: loading one while a stream is captured is not
     /// allowed, and its first launch should cost what every other does.
     functions: HashMap<String, Function>,
@@ -92,6 +93,20 @@ impl<D: Driver> Cuda<D> {
     /// [`Error::Unsupported`] for a device older than compute capability 8.0, or if `path` needs
     /// another device; [`Error::Device`] if an image cannot be loaded.
     pub fn new(driver: D, images: &[&[u8]], path: Path) -> Result<Self> {
+        Self::with_tiles(driver, images, path, TILES)
+    }
+
+    /// The same, with the choice of grouped GEMMs narrowed to some of [`TILES`]: to measure or to
+    /// test one of them.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn with_tiles(
+        driver: D,
+        images: &[&[u8]],
+        path: Path,
+        tiles: &'static [Tile],
+    ) -> Result<Self> {
         let DeviceProperties { name, compute_capability, .. } = driver.properties();
         let (major, minor) = (compute_capability / 10, compute_capability % 10);
         if *compute_capability < 80 {
@@ -122,7 +137,7 @@ impl<D: Driver> Cuda<D> {
                 functions.insert(name.to_owned(), function?);
             }
         }
-        let fitting = TILES.iter().filter(|tile| tile.fits(driver.properties()));
+        let fitting = tiles.iter().filter(|tile| tile.fits(driver.properties()));
         for tile in fitting {
             for (epilogue, dtype) in EpilogueKind::ALL
                 .into_iter()
@@ -137,7 +152,7 @@ impl<D: Driver> Cuda<D> {
             }
         }
         let setup = driver.create_stream()?;
-        Ok(Self { context: Arc::new(Context { driver, path, functions, setup }) })
+        Ok(Self { context: Arc::new(Context { driver, path, tiles, functions, setup }) })
     }
 
     /// The driver.
@@ -153,6 +168,10 @@ impl<D: Driver> Cuda<D> {
     /// Which grouped-GEMM kernels were asked for.
     pub fn path(&self) -> Path {
         self.context.path
+    }
+
+    pub(super) fn tiles(&self) -> &'static [Tile] {
+        self.context.tiles
     }
 
     pub(super) fn setup(&self) -> Stream {
