@@ -115,7 +115,7 @@ fn judge(workspace: &Path) -> Verdict {
     let test = said.rsplit_once('(').and_then(|(_, path)| path.split_once(')')).expect("a path").0;
     let log = workspace.join("target/log");
     let out = fs::File::create(&log).expect("the target folder is writable");
-    let mut run = Command::new(test)
+    let mut run = Command::new(workspace.join(test))
         .args(["no_false_alarm_in_seeds_0_to_31", "--nocapture"])
         .env("MOE_EMULATOR_SEEDS", "4")
         .stdout(Stdio::null())
