@@ -79,6 +79,18 @@ pub trait Memory: Clone + Send + Sync + 'static {
     }
 }
 
+/// Where the buffers of a plan and of a workspace come from: the memory itself, or a piece of it
+/// that the caller set aside.
+pub(crate) trait Allocator<M: Memory> {
+    fn allocate<T: Element>(&mut self, what: &str, len: usize) -> Result<M::Buffer<T>>;
+}
+
+impl<M: Memory> Allocator<M> for &M {
+    fn allocate<T: Element>(&mut self, what: &str, len: usize) -> Result<M::Buffer<T>> {
+        M::allocate(self, what, len)
+    }
+}
+
 /// Where a matrix lies in its buffer: row `i` is elements `offset + i * row_stride ..+ cols`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -245,6 +257,12 @@ impl<'a, M: Memory, T: Element> MatrixMut<'a, M, T> {
     /// Where the matrix lies in its buffer.
     pub fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// The buffer that holds the matrix.
+    #[cfg_attr(not(feature = "driver"), expect(dead_code, reason = "for CUDA's checks"))]
+    pub(crate) fn buffer(&self) -> &M::Buffer<T> {
+        self.buffer
     }
 
     /// The buffer that holds the matrix, and where it lies there.

@@ -199,10 +199,6 @@ fn rows_past_the_last_offset_are_neither_read_nor_written() {
     }
 }
 
-fn named(name: &str) -> Case {
-    cases().into_iter().find(|case| case.name.starts_with(name)).unwrap()
-}
-
 fn layouts<T: Storage>() {
     for case in [named("regular"), named("long expert"), named("ragged [T 130")] {
         let data = Data::<T>::new(&case);

@@ -173,10 +173,6 @@ fn odd_ids_of_the_caller() {
     assert!(bits(&given[2 * 64..3 * 64]).iter().all(|&bits| bits == 0));
 }
 
-fn named(name: &str) -> Case {
-    cases().into_iter().find(|case| case.name.starts_with(name)).unwrap()
-}
-
 /// The router sees its own input, the experts the other.
 fn router_input<T: Storage>() {
     for name in ["regular [", "ragged [T 33", "sixty"] {

@@ -57,8 +57,9 @@ void emu_kernel_bounds(const void* kernel, uint32_t* max_threads, uint32_t* min_
 const char* emu_kernel_at(size_t index);              // names in order of registration; null past the end
 
 // Encodes a tensor map as the driver would; 0, or 1 with a message.
+enum emu_element { EMU_U8, EMU_BF16, EMU_F16, EMU_F32, EMU_I32 };
 typedef struct {
-  uint32_t element_bytes, rank, swizzle_bytes;
+  uint32_t element, element_bytes, rank, swizzle_bytes;
   uint64_t base, dims[5], strides[4];
   uint32_t box[5];
 } emu_tensor_map_args;

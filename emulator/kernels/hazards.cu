@@ -177,3 +177,37 @@ KERNEL(test_edges, 64, 1, uint32_t* out) {
   __syncthreads();
   if (threadIdx.x < 16) ptx::st_global_v4(out + threadIdx.x * 4 + (FAULT(100) ? 1 : 0), make_uint4(out[threadIdx.x * 4], 1, 2, 3));
 }
+
+// ---------------------------------------------------------------- stores of every type
+// The first half KiB of `in` holds integers that look like marks in part, the second floats; the last KiB was never
+// written, and each FAULT reads it instead.  Every store has 512 bytes of `out`.
+struct TypedStorage { alignas(128) uint8_t tile[512]; alignas(16) uint8_t staging[512]; alignas(8) uint64_t bar; };
+__device__ __forceinline__ const uint8_t* unwritten_if(bool fault, const uint8_t* in, int offset) { return in + (fault ? 1024 : offset); }
+KERNEL(test_typed_stores, 32, 1, const __grid_constant__ TensorMap halves, const __grid_constant__ TensorMap floats, const __grid_constant__ TensorMap integers,
+       const uint8_t* in, uint8_t* out) {
+  auto& s = shared_storage<TypedStorage>();
+  const uint32_t bar = shared_address(&s.bar), tile = shared_address(s.tile), lane = threadIdx.x;
+  ptx::st_global_b16(out + lane * 2, *reinterpret_cast<const uint16_t*>(unwritten_if(FAULT(113), in, 512) + lane * 2));
+  ptx::st_global_v4_b32(out + 512 + lane * 16, ptx::ld_global_nc_v4(unwritten_if(FAULT(114), in, 0) + lane * 16));
+  ptx::st_global_b64(out + 1024 + lane * 8, *reinterpret_cast<const uint64_t*>(unwritten_if(FAULT(115), in, 0) + lane * 8));
+  ptx::red_add_float(reinterpret_cast<float*>(out + 1536) + lane, *reinterpret_cast<const float*>(unwritten_if(FAULT(116), in, 512) + lane * 4));
+  // A plain store of what may be two floats or an address.
+  reinterpret_cast<uint64_t*>(out + 4096)[lane] = 0x00007f00'7fda1230ull + lane;
+  // Shared memory may hold what was never written, as long as nobody takes it from there to global memory.
+  const uint32_t row = shared_address(s.staging) + lane * 16;
+  ptx::st_shared_v4(row, ptx::ld_global_nc_v4(in + (lane < 16 ? 512 : 1024) + lane * 16));
+  if (lane < 16 || FAULT(117)) ptx::st_global_v4(out + 4608 + lane * 16, ptx::ld_shared_v4(row));
+
+  if (lane != 0) return;
+  ptx::mbarrier_init(bar, 1);
+  ptx::fence_mbarrier_init();
+  for (uint32_t i = 0; i < 4; i++) {
+    ptx::mbarrier_arrive_expect_tx(bar, 512);
+    ptx::bulk_load(tile, unwritten_if(FAULT(118 + (int)i), in, i == 1 || i == 2 ? 512 : 0), 512, bar);
+    ptx::mbarrier_wait(bar, i & 1);
+    if (i == 0) ptx::bulk_store(out + 2048, tile, 512);
+    else ptx::tma_store_2d(i == 1 ? &halves : i == 2 ? &floats : &integers, 0, 0, tile);
+    ptx::bulk_commit();
+    ptx::bulk_wait<0>();
+  }
+}

@@ -49,6 +49,9 @@ STORE(tma_store_2d, 4096, ptx::tma_store_2d(&map_b, 32, 5, tile))
 STORE(tma_store_3d, 2048, ptx::tma_store_3d(&map_b, 8, 3, 1, tile))
 STORE(tma_store_4d, 2048, ptx::tma_store_4d(&map_b, 8, 1, 0, 2, tile))
 STORE(tma_reduce_add_2d, 4096, ptx::tma_reduce_add_2d(&map_b, 16, 5, tile))
+STORE(tma_reduce_add_2d_f16, 2048, ptx::tma_reduce_add_2d(&map_b, 16, 5, tile))
+STORE(tma_reduce_add_2d_bf16, 2048, ptx::tma_reduce_add_2d(&map_b, 16, 5, tile))
+STORE(tma_reduce_add_2d_i32, 4096, ptx::tma_reduce_add_2d(&map_b, 16, 5, tile))
 STORE(bulk_store, 1024, ptx::bulk_store(p.out + 64, tile, 1024))
 STORE(bulk_reduce_add_f32, 1024, ptx::bulk_reduce_add_f32(p.out + 64, tile, 1024))
 
@@ -114,4 +117,11 @@ KERNEL(micro_loads, 128, 1, MICRO_PARAMS) {
   const uint4 a = ptx::ld_global_nc_v4(in), b = ptx::ld_global_nc_v4_streaming(in), c = ptx::ld_global_nc_v4_policy(in, policy);
   const uint4 d = ptx::ld_global_v4_streaming(in);
   ptx::st_global_v4(p.out + threadIdx.x * 16, make_uint4(a.x, b.y, c.z, a.w ^ b.w ^ d.w));
+}
+// Stores of 2, 8 and 16 bytes.
+KERNEL(micro_stores, 128, 1, MICRO_PARAMS) {
+  const int t = threadIdx.x;
+  ptx::st_global_b16(p.out + t * 2, reinterpret_cast<const uint16_t*>(p.in)[127 - t]);
+  ptx::st_global_b64(p.out + 256 + t * 8, reinterpret_cast<const uint64_t*>(p.in)[t ^ 1]);
+  ptx::st_global_v4_b32(p.out + 1280 + t * 16, ptx::ld_global_nc_v4(p.in + (t ^ 3) * 16));
 }

@@ -64,7 +64,7 @@ pub(crate) struct LaunchOp {
 #[cfg(not(no_cxx))]
 mod models {
     use super::*;
-    use moe_kernels::cuda::driver::Dim3;
+    use moe_kernels::cuda::driver::{Dim3, TensorElement};
     use std::ffi::{CStr, CString, c_char, c_int, c_void};
     use std::ptr::NonNull;
 
@@ -115,6 +115,7 @@ mod models {
     }
     #[repr(C)]
     struct RawTensorMap {
+        element: u32,
         element_bytes: u32,
         rank: u32,
         swizzle_bytes: u32,
@@ -309,6 +310,13 @@ mod models {
 
     pub(crate) fn encode_tensor_map(desc: &TensorMapDesc) -> Result<TensorMap, String> {
         let mut raw = RawTensorMap {
+            element: match desc.element {
+                TensorElement::U8 => 0,
+                TensorElement::Bf16 => 1,
+                TensorElement::F16 => 2,
+                TensorElement::F32 => 3,
+                TensorElement::I32 => 4,
+            },
             element_bytes: desc.element.bytes(),
             rank: u32::try_from(desc.dims.len()).unwrap_or(u32::MAX),
             swizzle_bytes: desc.swizzle.span(),

@@ -4,6 +4,7 @@ mod common;
 use common::Rig;
 use common::cases::CASES;
 use common::hazards::HAZARDS;
+use common::seeds;
 use moe_emulator::FaultKind::{self, *};
 use moe_emulator::Options;
 
@@ -24,7 +25,6 @@ const fn m(
 ) -> Mistake {
     Mistake { id, what, cases, reports }
 }
-const SEEDS: u64 = 8;
 const MISTAKES: &[Mistake] = &[
     m(1, "wrong shuffle lane", "router", &[]),
     m(2, "lanes exit before a full-mask shuffle", "router", &[Deadlock]),
@@ -118,15 +118,24 @@ const MISTAKES: &[Mistake] = &[
     m(110, "last block counted by relaxed additions", "micro_atomics", &[Race]),
     m(111, "remote expect_tx too small", "micro_remote_expect_tx", &[Async, Race]),
     m(112, "relaxed cluster barrier without a fence", "micro_fence_cluster", &[Race]),
+    m(113, "16 bits that were never written, as .b16", "typed stores", &[Taint]),
+    m(114, "words that were never written, as .v4.b32", "typed stores", &[Taint]),
+    m(115, "64 bits that were never written, as .b64", "typed stores", &[Taint]),
+    m(116, "a float that was never written, added", "typed stores", &[Taint]),
+    m(117, "staging that holds what was never written", "typed stores", &[Taint]),
+    m(118, "bytes that were never written, by a bulk store", "typed stores", &[Taint]),
+    m(119, "f16 that were never written, by a tensor store", "typed stores", &[Taint]),
+    m(120, "f32 that were never written, by a tensor store", "typed stores", &[Taint]),
+    m(121, "i32 that were never written, by a tensor store", "typed stores", &[Taint]),
 ];
 /// Mistakes that the schedule may hide: caught at some seed only.
 const NOT_AT_EVERY_SEED: &[i32] = &[];
 
 fn hunt(mistakes: &[Mistake]) {
-    let mut trouble = String::new();
+    let (mut trouble, most) = (String::new(), seeds(8));
     for mistake in mistakes {
         let (mut caught, mut missed) = (0, Vec::new());
-        for seed in 0..SEEDS {
+        for seed in 0..most {
             let mut found = None;
             for case in CASES.iter().chain(HAZARDS).filter(|c| c.name.starts_with(mistake.cases)) {
                 let Some(rig) = Rig::new(Options { fault: mistake.id, ..Options::checked(seed) })
@@ -153,7 +162,7 @@ fn hunt(mistakes: &[Mistake]) {
                 );
             }
         }
-        println!("{:2} {:50} caught at {caught} of {SEEDS} seeds", mistake.id, mistake.what);
+        println!("{:2} {:50} caught at {caught} of {most} seeds", mistake.id, mistake.what);
         if caught == 0 || (!missed.is_empty() && !NOT_AT_EVERY_SEED.contains(&mistake.id)) {
             trouble += &format!("{} ({}): missed at seeds {missed:?}\n", mistake.id, mistake.what);
         }

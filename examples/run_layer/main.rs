@@ -8,6 +8,8 @@
 
 mod args;
 mod check;
+mod device;
+mod launches;
 mod memory;
 mod report;
 mod save;
@@ -27,10 +29,12 @@ use half::{bf16, f16};
 use moe_kernels::element::Float;
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
 use moe_kernels::ops::{LayerInput, Output};
-use moe_kernels::{Cpu, Error, MoeLayer};
+use moe_kernels::{Error, MoeLayer};
 
-use args::{Args, BackendName, DTypeName, PathName};
+use args::{Args, BackendName, DTypeName};
 use check::{Check, Computed};
+use device::{Device, OnCpu};
+use launches::Launches;
 use report::Report;
 use source::Source;
 
@@ -56,55 +60,70 @@ fn run(args: &Args) -> Result<bool> {
         save::check_path(path)?;
     }
     match args.backend {
-        BackendName::Auto | BackendName::Cpu => {}
-        BackendName::Cuda | BackendName::Emulator => {
-            let name = format!("{:?}", args.backend).to_lowercase();
-            let (what, supported) = match args.dtype {
-                Some(DTypeName::F32) => (format!("--dtype f32 on --backend {name}"), "bf16, f16"),
-                _ => (format!("--backend {name}, which is not built in this version,"), "cpu"),
-            };
-            return Err(Error::Unsupported { what, supported: supported.to_owned() }.into());
+        BackendName::Auto | BackendName::Cpu => {
+            device::check_cpu_path(args.path)?;
+            match args.dtype.unwrap_or(DTypeName::F32) {
+                DTypeName::F32 => run_on::<_, f32>(args, &OnCpu),
+                DTypeName::Bf16 => run_on::<_, bf16>(args, &OnCpu),
+                DTypeName::F16 => run_on::<_, f16>(args, &OnCpu),
+            }
         }
-    }
-    if args.path != PathName::Auto {
-        bail!("--path chooses among the kernels of cuda and emulator; the cpu backend has none");
-    }
-    match args.dtype.unwrap_or(DTypeName::F32) {
-        DTypeName::F32 => run_as::<f32>(args),
-        DTypeName::Bf16 => run_as::<bf16>(args),
-        DTypeName::F16 => run_as::<f16>(args),
+        BackendName::Emulator => run_kernels(args, &device::emulated(args.path)?),
+        BackendName::Cuda => Err(Error::Unsupported {
+            what: "--backend cuda, which is not built in this version,".to_owned(),
+            supported: "cpu, emulator".to_owned(),
+        }
+        .into()),
     }
 }
 
-fn run_as<T: Float>(args: &Args) -> Result<bool> {
+/// In a type that the kernels take.
+fn run_kernels<D: Device>(args: &Args, device: &D) -> Result<bool> {
+    match args.dtype.unwrap_or(DTypeName::Bf16) {
+        DTypeName::F32 => Err(Error::Unsupported {
+            what: format!("--dtype f32 on --backend {}", D::NAME),
+            supported: "bf16, f16".to_owned(),
+        }
+        .into()),
+        DTypeName::Bf16 => run_on::<_, bf16>(args, device),
+        DTypeName::F16 => run_on::<_, f16>(args, device),
+    }
+}
+
+fn run_on<D: Device, T: Float>(args: &Args, device: &D) -> Result<bool> {
     let source = Source::open(args)?;
     let config = source.config().clone();
     let shape = source.token_shape(args.tokens)?;
     let num_tokens = shape[..shape.len() - 1].iter().product();
-    memory::ensure_fits::<T>(&source, num_tokens)?;
+    memory::ensure_fits::<D::Backend, T>(&source, num_tokens, device.memory_bytes())?;
 
-    let backend = Cpu;
-    let stream = ();
+    let (backend, stream) = (device.backend(), device.stream());
     let (router, experts) = source.weights::<T>()?;
-    let layer = MoeLayer::new(backend, config.clone(), router, experts, &stream)?;
+    let layer = MoeLayer::new(backend.clone(), config.clone(), router, experts, stream)?;
     let mut workspace = layer.workspace(num_tokens)?;
-    let x = backend.buffer_from("hidden_states", &source.tokens::<T>(&shape)?, &stream)?;
-    let mut out = backend.allocate::<T>("output", x.len())?;
+    let x = backend.buffer_from("hidden_states", &source.tokens::<T>(&shape)?, stream)?;
+    let mut out = backend.allocate::<T>("output", num_tokens * config.hidden_size)?;
 
     let input =
         LayerInput::new(Matrix::contiguous("hidden_states", &x, num_tokens, config.hidden_size)?);
     let warm_up = u64::from(args.repeat > 1);
     let mut seconds = Vec::new();
+    let mut kernels = Vec::new();
     for run in 0..u64::from(args.repeat) + warm_up {
         let output = MatrixMut::contiguous("output", &mut out, num_tokens, config.hidden_size)?;
         let start = Instant::now();
-        layer.forward(&input, Output::overwrite(output), &mut workspace, &stream)?;
+        let (done, launched) = Launches::of(|| {
+            layer.forward(&input, Output::overwrite(output), &mut workspace, stream)?;
+            device.finish()
+        });
+        done?;
         if run >= warm_up {
             seconds.push(start.elapsed().as_secs_f64());
         }
+        kernels = launched;
     }
 
-    let computed = Computed::download(&backend, &workspace, &out, &config, &stream)?;
+    let computed = Computed::download(backend, &workspace, &out, &config, stream)?;
     let check = Check::new(&source, &computed, T::DTYPE, &shape)?;
     if let Some(path) = &args.save {
         save::save(&computed, path, &shape)?;
@@ -112,8 +131,10 @@ fn run_as<T: Float>(args: &Args) -> Result<bool> {
     let report = Report {
         family: source.family(),
         model: source.model(),
-        backend: "cpu",
-        path: None,
+        backend: D::NAME,
+        path: launches::path(&kernels),
+        kernels: &kernels,
+        wgmmas: device.wgmmas(),
         dtype: T::DTYPE,
         num_tokens,
         config: &config,

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, bail};
-use moe_kernels::Cpu;
+use moe_kernels::Backend;
 use moe_kernels::element::Float;
 use moe_kernels::ops::Workspace;
 
@@ -11,14 +11,18 @@ use crate::source::Source;
 
 /// Refuses a layer that the machine's free memory cannot hold, or that the crate cannot run yet,
 /// with the bytes that it needs.
-pub fn ensure_fits<T: Float>(source: &Source, num_tokens: usize) -> Result<()> {
+pub fn ensure_fits<B: Backend, T: Float>(
+    source: &Source,
+    num_tokens: usize,
+    memory_bytes: Option<u64>,
+) -> Result<()> {
     let config = source.config();
     let element = T::DTYPE.size() as u64;
     let weights = config.parameters() * element;
     // While experts are repacked, the one at hand is there twice.
     let packing = config.expert_parameters() * element;
     // Checked first: it bounds the number of tokens.
-    let workspace = Workspace::<Cpu, T>::bytes(config, num_tokens)? as u64;
+    let workspace = Workspace::<B, T>::bytes(config, num_tokens)? as u64;
     let tokens = 2 * (num_tokens * config.hidden_size) as u64 * element;
     let needed = weights + packing + tokens + workspace;
 
@@ -32,7 +36,7 @@ pub fn ensure_fits<T: Float>(source: &Source, num_tokens: usize) -> Result<()> {
     if let Some(missing) = source.missing() {
         bail!("{summary}, and what this version lacks: {missing}");
     }
-    if let Some(available) = available()
+    if let Some(available) = memory_bytes.or_else(available)
         && needed > available
     {
         bail!("{summary}; the machine has {:.1} GB free", available as f64 / 1e9);

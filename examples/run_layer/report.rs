@@ -20,6 +20,10 @@ pub struct Report<'a> {
     pub backend: &'static str,
     /// Which kernels: hopper or portable; none on the CPU.
     pub path: Option<&'static str>,
+    /// The kernels of one forward, in order; none on the CPU.
+    pub kernels: &'a [String],
+    /// The warps' wgmma instructions, where somebody counts.
+    pub wgmmas: Option<u64>,
     pub dtype: DType,
     pub num_tokens: usize,
     pub config: &'a MoeConfig,
@@ -59,7 +63,8 @@ impl Report<'_> {
             "weights_rel_l2": self.check.weights,
             "seconds": self.median_seconds(),
             "tokens_per_expert": self.tokens_per_expert,
-            "kernels": [],
+            "kernels": self.kernels,
+            "wgmmas": self.wgmmas,
         })
         .to_string()
     }
@@ -104,6 +109,20 @@ impl Report<'_> {
         let rows: u64 = counts.iter().map(|&count| u64::from(count)).sum();
         let mean = rows as f64 / counts.len() as f64;
         writeln!(f, "       mean {mean:.1}, most {most}, experts without a token {idle}")
+    }
+
+    fn fmt_kernels(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kernels.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "\nkernels")?;
+        for kernel in self.kernels {
+            writeln!(f, "  {kernel}")?;
+        }
+        match self.wgmmas {
+            Some(count) => writeln!(f, "  wgmma instructions of all warps: {count}"),
+            None => Ok(()),
+        }
     }
 
     fn fmt_speed(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -155,6 +174,7 @@ impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.fmt_layer(f)?;
         self.fmt_load(f)?;
+        self.fmt_kernels(f)?;
         self.fmt_speed(f)?;
         self.fmt_check(f)
     }

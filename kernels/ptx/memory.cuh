@@ -35,6 +35,12 @@ PTX_INLINE uint4 ld_global_v4_streaming(const void* p) {
 PTX_INLINE void st_global_v4(void* p, uint4 v) {
   PTX("st.global.v4.u32 [%0], {%1, %2, %3, %4};", (), (IPTR(p), I32(v.x), I32(v.y), I32(v.z), I32(v.w)));
 }
+PTX_INLINE void st_global_b16(void* p, uint16_t v) { PTX("st.global.b16 [%0], %1;", (), (IPTR(p), I16(v))); }
+PTX_INLINE void st_global_b64(void* p, uint64_t v) { PTX("st.global.b64 [%0], %1;", (), (IPTR(p), I64(v))); }
+// Of words that may be integers: the emulator takes those of st_global_v4 for floats.
+PTX_INLINE void st_global_v4_b32(void* p, uint4 v) {
+  PTX("st.global.v4.b32 [%0], {%1, %2, %3, %4};", (), (IPTR(p), I32(v.x), I32(v.y), I32(v.z), I32(v.w)));
+}
 // PTX ISA: createpolicy
 PTX_INLINE uint64_t policy_evict_first() {
   uint64_t r;

@@ -50,9 +50,10 @@ class TileScheduler {
     const uint32_t lane = threadIdx.x % 32, expert = group + lane;
     group_ = group;
     begin_ = end_ = 0;
+    // Plain loads: __ldg may be moved above griddepcontrol.wait, before the plan was written.
     if (expert < num_experts_) {
-      begin_ = __ldg(offsets_ + expert);
-      end_ = __ldg(offsets_ + expert + 1);
+      begin_ = offsets_[expert];
+      end_ = offsets_[expert + 1];
     }
     const uint32_t tiles = (end_ - begin_ + kRows - 1) / kRows * column_blocks_;
     uint32_t sum = tiles;

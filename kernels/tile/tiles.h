@@ -3,10 +3,21 @@
 #pragma once
 
 #define HOPPER_PREFILL_TILES(X) \
-  X(128, 256, 64, 4, 384, 1, 229440)
+  X(128, 256, 64, 4, 384, 1, 230400)
 
-#define HOPPER_DECODE_TILES(X)
+#define HOPPER_DECODE_TILES(X) \
+  X(8, 64, 64, 12, 160, 2, 111616) \
+  X(8, 128, 64, 6, 160, 2, 105472) \
+  X(16, 128, 64, 6, 160, 2, 111616) \
+  X(32, 128, 64, 5, 160, 2, 103424) \
+  X(64, 128, 64, 4, 160, 2, 99328)
 
-#define PORTABLE_PREFILL_TILES(X)
+#define PORTABLE_PREFILL_TILES(X) \
+  X(128, 256, 32, 4, 256, 1, 98432) \
+  X(128, 128, 32, 3, 128, 2, 49280) \
+  X(64, 128, 32, 4, 128, 3, 49280)
 
-#define PORTABLE_DECODE_TILES(X)
+#define PORTABLE_DECODE_TILES(X) \
+  X(32, 128, 32, 4, 128, 2, 41088) \
+  X(16, 64, 64, 4, 64, 2, 41088) \
+  X(8, 64, 64, 5, 64, 2, 46208)

@@ -1,169 +1,347 @@
 //! What crosses the boundary to the kernels: `kernels/abi.h`, in Rust.
+//!
+//! Generated: `MOE_WRITE_ABI=1 cargo test -p abi-gen` writes it. Offsets and sizes, as clang sees them,
+//! are asserted here; the header asserts the sizes, and has no padding.
 
-pub(super) const NOT_ROUTED: u32 = 0xffff_ffff;
-pub(super) const ROW_THREADS: u32 = 128;
-pub(super) const PERMUTE_ROWS: u32 = 4;
-pub(super) const ACTIVATION_ROWS: u32 = 2;
-pub(super) const ROUTER_THREADS: u32 = 128;
-pub(super) const LOGITS_TOKENS: u32 = 32;
-pub(super) const LOGITS_EXPERTS: u32 = 32;
-pub(super) const LOGITS_SHARED: u32 = 33_792;
-pub(super) const LOGITS_FEW_TOKENS: u32 = 8;
-pub(super) const LOGITS_FEW_EXPERTS: u32 = 2;
-pub(super) const LOGITS_FEW_SHARED: u32 = 41_120;
-pub(super) const PLAN_THREADS: u32 = 512;
-pub(super) const PLAN_TILE: u32 = 2048;
-pub(super) const PLAN_SHARED: u32 = 41_024;
+use std::mem::offset_of;
 
+pub const NOT_ROUTED: u32 = 4294967295;
+pub const ROW_THREADS: u32 = 128;
+pub const PERMUTE_ROWS: u32 = 4;
+pub const ACTIVATION_ROWS: u32 = 2;
+
+// What launches share with the kernels.  Row-wise kernels (permute, activation, combine): grid.y blocks of
+// ROW_THREADS * 8 columns, and any number of blocks along x, which stride over the rows or tokens.
+pub const ROUTER_THREADS: u32 = 128;
+
+// Router: a block computes a tile of logits, in grid.x tiles of experts and any number along y, or routes a token in
+// each warp.  Few tokens have tiles of their own.
+pub const LOGITS_TOKENS: u32 = 32;
+pub const LOGITS_EXPERTS: u32 = 32;
+pub const LOGITS_SHARED: u32 = 33792;
+pub const LOGITS_FEW_TOKENS: u32 = 8;
+pub const LOGITS_FEW_EXPERTS: u32 = 2;
+pub const LOGITS_FEW_SHARED: u32 = 41120;
+pub const PLAN_THREADS: u32 = 512;
+pub const PLAN_TILE: u32 = 2048;
+pub const PLAN_SHARED: u32 = 41024;
+
+// Plan: a block takes PLAN_TILE assignments at a time, and chunks are multiples of that.
+// T: at most `host`; the number at `device` (uint32_t), where that is not 0.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TokenCount {
-    pub(super) device: u64,
-    pub(super) host: u32,
-    pub(super) reserved: u32,
+#[derive(Debug, Default, Copy, Clone)]
+pub struct TokenCount {
+    pub device: u64,
+    pub host: u32,
+    pub reserved: u32,
 }
-const _: () = assert!(size_of::<TokenCount>() == 16);
+const _: () = {
+    assert!(size_of::<TokenCount>() == 16);
+    assert!(align_of::<TokenCount>() == 8);
+    assert!(offset_of!(TokenCount, device) == 0);
+    assert!(offset_of!(TokenCount, host) == 8);
+    assert!(offset_of!(TokenCount, reserved) == 12);
+};
 
+// router_logits[t, e] = sum_h x[t, h] * gate[e, h]
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RouterLogitsArgs {
-    pub(super) x: u64,
-    pub(super) gate: u64,
-    pub(super) logits: u64,
-    pub(super) x_stride: u64,
-    pub(super) logits_stride: u64,
-    pub(super) num_tokens: TokenCount,
-    pub(super) hidden_size: u32,
-    pub(super) num_experts: u32,
+#[derive(Debug, Default, Copy, Clone)]
+pub struct RouterLogitsArgs {
+    // float16 [T, H]
+    pub x: u64,
+    // float or float16 [E, H], by the kernel's name
+    pub gate: u64,
+    // float [T, E]
+    pub logits: u64,
+    pub x_stride: u64,
+    pub logits_stride: u64,
+    pub num_tokens: TokenCount,
+    pub hidden_size: u32,
+    pub num_experts: u32,
 }
-const _: () = assert!(size_of::<RouterLogitsArgs>() == 64);
+const _: () = {
+    assert!(size_of::<RouterLogitsArgs>() == 64);
+    assert!(align_of::<RouterLogitsArgs>() == 8);
+    assert!(offset_of!(RouterLogitsArgs, x) == 0);
+    assert!(offset_of!(RouterLogitsArgs, gate) == 8);
+    assert!(offset_of!(RouterLogitsArgs, logits) == 16);
+    assert!(offset_of!(RouterLogitsArgs, x_stride) == 24);
+    assert!(offset_of!(RouterLogitsArgs, logits_stride) == 32);
+    assert!(offset_of!(RouterLogitsArgs, num_tokens) == 40);
+    assert!(offset_of!(RouterLogitsArgs, hidden_size) == 56);
+    assert!(offset_of!(RouterLogitsArgs, num_experts) == 60);
+};
+pub const SCORING_SOFTMAX: u32 = 0;
+pub const SCORING_SIGMOID: u32 = 1;
+pub const RENORMALIZE_NONE: u32 = 0;
+pub const RENORMALIZE_SUM: u32 = 1;
 
+// The K best experts of each token, and their weights.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RouterTopKArgs {
-    pub(super) logits: u64,
-    pub(super) topk_ids: u64,
-    pub(super) topk_weights: u64,
-    pub(super) logits_stride: u64,
-    pub(super) ids_stride: u64,
-    pub(super) weights_stride: u64,
-    pub(super) num_tokens: TokenCount,
-    pub(super) num_experts: u32,
-    pub(super) top_k: u32,
-    pub(super) scoring: u32,
-    pub(super) renormalize: u32,
+#[derive(Debug, Default, Copy, Clone)]
+pub struct RouterTopKArgs {
+    // float [T, E]
+    pub logits: u64,
+    // int32_t [T, K]
+    pub topk_ids: u64,
+    // float [T, K]
+    pub topk_weights: u64,
+    pub logits_stride: u64,
+    pub ids_stride: u64,
+    pub weights_stride: u64,
+    pub num_tokens: TokenCount,
+    pub num_experts: u32,
+    pub top_k: u32,
+    pub scoring: u32,
+    pub renormalize: u32,
 }
-const _: () = assert!(size_of::<RouterTopKArgs>() == 80);
+const _: () = {
+    assert!(size_of::<RouterTopKArgs>() == 80);
+    assert!(align_of::<RouterTopKArgs>() == 8);
+    assert!(offset_of!(RouterTopKArgs, logits) == 0);
+    assert!(offset_of!(RouterTopKArgs, topk_ids) == 8);
+    assert!(offset_of!(RouterTopKArgs, topk_weights) == 16);
+    assert!(offset_of!(RouterTopKArgs, logits_stride) == 24);
+    assert!(offset_of!(RouterTopKArgs, ids_stride) == 32);
+    assert!(offset_of!(RouterTopKArgs, weights_stride) == 40);
+    assert!(offset_of!(RouterTopKArgs, num_tokens) == 48);
+    assert!(offset_of!(RouterTopKArgs, num_experts) == 64);
+    assert!(offset_of!(RouterTopKArgs, top_k) == 68);
+    assert!(offset_of!(RouterTopKArgs, scoring) == 72);
+    assert!(offset_of!(RouterTopKArgs, renormalize) == 76);
+};
 
+// From ids to rows.  Each kernel of the stage takes the same arguments.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PlanArgs {
-    pub(super) topk_ids: u64,
-    pub(super) ids_stride: u64,
-    pub(super) expert_map: u64,
-    pub(super) tokens_per_expert: u64,
-    pub(super) expert_offsets: u64,
-    pub(super) token_of_row: u64,
-    pub(super) row_of_assignment: u64,
-    pub(super) scratch: u64,
-    pub(super) num_tokens: TokenCount,
-    pub(super) expert_map_len: u32,
-    pub(super) num_experts: u32,
-    pub(super) top_k: u32,
-    pub(super) assignments_per_chunk: u32,
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PlanArgs {
+    // int32_t [T, K]
+    pub topk_ids: u64,
+    pub ids_stride: u64,
+    // int32_t [expert_map_len]: global id -> local id or -1
+    pub expert_map: u64,
+    // uint32_t [E]
+    pub tokens_per_expert: u64,
+    // uint32_t [E + 1]
+    pub expert_offsets: u64,
+    // uint32_t [R]
+    pub token_of_row: u64,
+    // uint32_t [R]
+    pub row_of_assignment: u64,
+    // uint32_t [chunks, E]; what it holds before does not matter
+    pub scratch: u64,
+    pub num_tokens: TokenCount,
+    pub expert_map_len: u32,
+    pub num_experts: u32,
+    pub top_k: u32,
+    pub assignments_per_chunk: u32,
 }
-const _: () = assert!(size_of::<PlanArgs>() == 96);
+const _: () = {
+    assert!(size_of::<PlanArgs>() == 96);
+    assert!(align_of::<PlanArgs>() == 8);
+    assert!(offset_of!(PlanArgs, topk_ids) == 0);
+    assert!(offset_of!(PlanArgs, ids_stride) == 8);
+    assert!(offset_of!(PlanArgs, expert_map) == 16);
+    assert!(offset_of!(PlanArgs, tokens_per_expert) == 24);
+    assert!(offset_of!(PlanArgs, expert_offsets) == 32);
+    assert!(offset_of!(PlanArgs, token_of_row) == 40);
+    assert!(offset_of!(PlanArgs, row_of_assignment) == 48);
+    assert!(offset_of!(PlanArgs, scratch) == 56);
+    assert!(offset_of!(PlanArgs, num_tokens) == 64);
+    assert!(offset_of!(PlanArgs, expert_map_len) == 80);
+    assert!(offset_of!(PlanArgs, num_experts) == 84);
+    assert!(offset_of!(PlanArgs, top_k) == 88);
+    assert!(offset_of!(PlanArgs, assignments_per_chunk) == 92);
+};
 
+// rows[r] = x[token_of_row[r]]
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct PermuteArgs {
-    pub(super) x: u64,
-    pub(super) rows: u64,
-    pub(super) token_of_row: u64,
-    pub(super) num_rows: u64,
-    pub(super) x_stride: u64,
-    pub(super) rows_stride: u64,
-    pub(super) hidden_size: u32,
-    pub(super) max_rows: u32,
+#[derive(Debug, Default, Copy, Clone)]
+pub struct PermuteArgs {
+    // float16 [T, H]
+    pub x: u64,
+    // float16 [R, H]
+    pub rows: u64,
+    // uint32_t [R]
+    pub token_of_row: u64,
+    // uint32_t: expert_offsets[E]
+    pub num_rows: u64,
+    pub x_stride: u64,
+    pub rows_stride: u64,
+    pub hidden_size: u32,
+    pub max_rows: u32,
 }
-const _: () = assert!(size_of::<PermuteArgs>() == 56);
+const _: () = {
+    assert!(size_of::<PermuteArgs>() == 56);
+    assert!(align_of::<PermuteArgs>() == 8);
+    assert!(offset_of!(PermuteArgs, x) == 0);
+    assert!(offset_of!(PermuteArgs, rows) == 8);
+    assert!(offset_of!(PermuteArgs, token_of_row) == 16);
+    assert!(offset_of!(PermuteArgs, num_rows) == 24);
+    assert!(offset_of!(PermuteArgs, x_stride) == 32);
+    assert!(offset_of!(PermuteArgs, rows_stride) == 40);
+    assert!(offset_of!(PermuteArgs, hidden_size) == 48);
+    assert!(offset_of!(PermuteArgs, max_rows) == 52);
+};
 
+// act(g, u) = g' sigmoid(g' (alpha + cubic g'^2)) (u' + up_bias), where g' = min(g, gate_max) and
+// u' = clamp(u, up_min, up_max): SiLU, GELU (tanh), quick GELU and the clamped form of gpt-oss.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ActivationParams {
-    pub(super) alpha: f32,
-    pub(super) cubic: f32,
-    pub(super) up_bias: f32,
-    pub(super) gate_max: f32,
-    pub(super) up_min: f32,
-    pub(super) up_max: f32,
+#[derive(Debug, Default, Copy, Clone)]
+pub struct ActivationParams {
+    pub alpha: f32,
+    pub cubic: f32,
+    pub up_bias: f32,
+    pub gate_max: f32,
+    pub up_min: f32,
+    pub up_max: f32,
 }
-const _: () = assert!(size_of::<ActivationParams>() == 24);
+const _: () = {
+    assert!(size_of::<ActivationParams>() == 24);
+    assert!(align_of::<ActivationParams>() == 4);
+    assert!(offset_of!(ActivationParams, alpha) == 0);
+    assert!(offset_of!(ActivationParams, cubic) == 4);
+    assert!(offset_of!(ActivationParams, up_bias) == 8);
+    assert!(offset_of!(ActivationParams, gate_max) == 12);
+    assert!(offset_of!(ActivationParams, up_min) == 16);
+    assert!(offset_of!(ActivationParams, up_max) == 20);
+};
 
+// One matrix [rows, depth] of each expert, where it lies: row j of expert e starts at element
+// offset + j * row_stride of the expert's memory, which starts at base + e * expert_stride elements,
+// or at table[e].
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ExpertMatrices {
-    pub(super) base: u64,
-    pub(super) table: u64,
-    pub(super) expert_stride: u64,
-    pub(super) row_stride: u64,
-    pub(super) gate_offset: u64,
-    pub(super) up_offset: u64,
+#[derive(Debug, Default, Copy, Clone)]
+pub struct ExpertMatrices {
+    // float16, or 0 with a table
+    pub base: u64,
+    // uint64_t [E], or 0
+    pub table: u64,
+    pub expert_stride: u64,
+    pub row_stride: u64,
+    // of the gate's rows; of the only matrix
+    pub gate_offset: u64,
+    // of the up projection's rows; 0 where there is none
+    pub up_offset: u64,
 }
-const _: () = assert!(size_of::<ExpertMatrices>() == 48);
+const _: () = {
+    assert!(size_of::<ExpertMatrices>() == 48);
+    assert!(align_of::<ExpertMatrices>() == 8);
+    assert!(offset_of!(ExpertMatrices, base) == 0);
+    assert!(offset_of!(ExpertMatrices, table) == 8);
+    assert!(offset_of!(ExpertMatrices, expert_stride) == 16);
+    assert!(offset_of!(ExpertMatrices, row_stride) == 24);
+    assert!(offset_of!(ExpertMatrices, gate_offset) == 32);
+    assert!(offset_of!(ExpertMatrices, up_offset) == 40);
+};
 
+// out[r] = epilogue(x[r or token_of_row[r]] W_e^T) for the rows r of each expert e.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct GroupedGemmArgs {
-    pub(super) x: u64,
-    pub(super) out: u64,
-    pub(super) token_of_row: u64,
-    pub(super) expert_offsets: u64,
-    pub(super) x_stride: u64,
-    pub(super) out_stride: u64,
-    pub(super) weights: ExpertMatrices,
-    pub(super) weight_maps: u64,
-    pub(super) activation: ActivationParams,
-    pub(super) num_experts: u32,
-    pub(super) columns: u32,
-    pub(super) depth: u32,
-    pub(super) up_first: u32,
+#[derive(Debug, Default, Copy, Clone)]
+pub struct GroupedGemmArgs {
+    // float16 [T, depth], or [R, depth] where packed
+    pub x: u64,
+    // float16 [R, columns], or [R, 2 columns] for both halves, the gate's first
+    pub out: u64,
+    // uint32_t [R]; 0: x is packed
+    pub token_of_row: u64,
+    // uint32_t [E + 1]
+    pub expert_offsets: u64,
+    pub x_stride: u64,
+    pub out_stride: u64,
+    pub weights: ExpertMatrices,
+    // TensorMap [E]: of each expert's matrix; 0: one map of all, an argument of the kernel
+    pub weight_maps: u64,
+    pub activation: ActivationParams,
+    pub num_experts: u32,
+    // of one half: I for gate and up, H for down
+    pub columns: u32,
+    // H for gate and up, I for down
+    pub depth: u32,
+    // 1: the up projection's half lies first in the tensor map
+    pub up_first: u32,
 }
-const _: () = assert!(size_of::<GroupedGemmArgs>() == 144);
+const _: () = {
+    assert!(size_of::<GroupedGemmArgs>() == 144);
+    assert!(align_of::<GroupedGemmArgs>() == 8);
+    assert!(offset_of!(GroupedGemmArgs, x) == 0);
+    assert!(offset_of!(GroupedGemmArgs, out) == 8);
+    assert!(offset_of!(GroupedGemmArgs, token_of_row) == 16);
+    assert!(offset_of!(GroupedGemmArgs, expert_offsets) == 24);
+    assert!(offset_of!(GroupedGemmArgs, x_stride) == 32);
+    assert!(offset_of!(GroupedGemmArgs, out_stride) == 40);
+    assert!(offset_of!(GroupedGemmArgs, weights) == 48);
+    assert!(offset_of!(GroupedGemmArgs, weight_maps) == 96);
+    assert!(offset_of!(GroupedGemmArgs, activation) == 104);
+    assert!(offset_of!(GroupedGemmArgs, num_experts) == 128);
+    assert!(offset_of!(GroupedGemmArgs, columns) == 132);
+    assert!(offset_of!(GroupedGemmArgs, depth) == 136);
+    assert!(offset_of!(GroupedGemmArgs, up_first) == 140);
+};
 
+// out[r, i] = act(gate_up[r, i], gate_up[r, I + i])
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ActivationArgs {
-    pub(super) gate_up: u64,
-    pub(super) out: u64,
-    pub(super) num_rows: u64,
-    pub(super) gate_up_stride: u64,
-    pub(super) out_stride: u64,
-    pub(super) activation: ActivationParams,
-    pub(super) columns: u32,
-    pub(super) max_rows: u32,
+#[derive(Debug, Default, Copy, Clone)]
+pub struct ActivationArgs {
+    // float16 [R, 2I]
+    pub gate_up: u64,
+    // float16 [R, I]
+    pub out: u64,
+    // uint32_t: expert_offsets[E]
+    pub num_rows: u64,
+    pub gate_up_stride: u64,
+    pub out_stride: u64,
+    pub activation: ActivationParams,
+    pub columns: u32,
+    pub max_rows: u32,
 }
-const _: () = assert!(size_of::<ActivationArgs>() == 72);
+const _: () = {
+    assert!(size_of::<ActivationArgs>() == 72);
+    assert!(align_of::<ActivationArgs>() == 8);
+    assert!(offset_of!(ActivationArgs, gate_up) == 0);
+    assert!(offset_of!(ActivationArgs, out) == 8);
+    assert!(offset_of!(ActivationArgs, num_rows) == 16);
+    assert!(offset_of!(ActivationArgs, gate_up_stride) == 24);
+    assert!(offset_of!(ActivationArgs, out_stride) == 32);
+    assert!(offset_of!(ActivationArgs, activation) == 40);
+    assert!(offset_of!(ActivationArgs, columns) == 64);
+    assert!(offset_of!(ActivationArgs, max_rows) == 68);
+};
 
+// out[t] (+)= sum_k topk_weights[t, k] * rows[row_of_assignment[t * K + k]]
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub(super) struct CombineArgs {
-    pub(super) rows: u64,
-    pub(super) topk_weights: u64,
-    pub(super) row_of_assignment: u64,
-    pub(super) out: u64,
-    pub(super) rows_stride: u64,
-    pub(super) weights_stride: u64,
-    pub(super) out_stride: u64,
-    pub(super) num_tokens: TokenCount,
-    pub(super) hidden_size: u32,
-    pub(super) top_k: u32,
-    pub(super) accumulate: u32,
-    pub(super) reserved: u32,
+#[derive(Debug, Default, Copy, Clone)]
+pub struct CombineArgs {
+    // float16 [R, H]
+    pub rows: u64,
+    // float [T, K]
+    pub topk_weights: u64,
+    // uint32_t [R]
+    pub row_of_assignment: u64,
+    // float16 [T, H]
+    pub out: u64,
+    pub rows_stride: u64,
+    pub weights_stride: u64,
+    pub out_stride: u64,
+    pub num_tokens: TokenCount,
+    pub hidden_size: u32,
+    pub top_k: u32,
+    pub accumulate: u32,
+    pub reserved: u32,
 }
-const _: () = assert!(size_of::<CombineArgs>() == 88);
-
-pub(super) const SCORING_SOFTMAX: u32 = 0;
-pub(super) const SCORING_SIGMOID: u32 = 1;
-pub(super) const RENORMALIZE_NONE: u32 = 0;
-pub(super) const RENORMALIZE_SUM: u32 = 1;
+const _: () = {
+    assert!(size_of::<CombineArgs>() == 88);
+    assert!(align_of::<CombineArgs>() == 8);
+    assert!(offset_of!(CombineArgs, rows) == 0);
+    assert!(offset_of!(CombineArgs, topk_weights) == 8);
+    assert!(offset_of!(CombineArgs, row_of_assignment) == 16);
+    assert!(offset_of!(CombineArgs, out) == 24);
+    assert!(offset_of!(CombineArgs, rows_stride) == 32);
+    assert!(offset_of!(CombineArgs, weights_stride) == 40);
+    assert!(offset_of!(CombineArgs, out_stride) == 48);
+    assert!(offset_of!(CombineArgs, num_tokens) == 56);
+    assert!(offset_of!(CombineArgs, hidden_size) == 72);
+    assert!(offset_of!(CombineArgs, top_k) == 76);
+    assert!(offset_of!(CombineArgs, accumulate) == 80);
+    assert!(offset_of!(CombineArgs, reserved) == 84);
+};

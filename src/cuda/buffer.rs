@@ -3,9 +3,9 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use crate::element::Element;
+use crate::element::{DType, Element};
 use crate::error::{Error, Result, checked_product};
-use crate::memory::{Buffer, Memory};
+use crate::memory::{Buffer, Memory, ROW_ALIGNMENT};
 
 use super::Cuda;
 use super::driver::{DevicePtr, Driver, DriverError, Stream};
@@ -44,20 +44,30 @@ impl<D: Driver, T: Element> CudaBuffer<D, T> {
     /// Memory of the caller's: `len` elements at device address `address`. It is not freed.
     ///
     /// # Errors
-    /// [`Error::Value`] for a null address (with elements) or one that is not a multiple of 16.
+    /// [`Error::Value`] for a null address (with elements), or one that is not a multiple of an
+    /// element's size; of 16 for bf16 and f16, whose rows are read 16 bytes at a time.
     ///
     /// # Safety
     /// The memory belongs to `cuda`'s device, holds `len` elements, and outlives the buffer and all work
     /// that was submitted with it. Nothing else writes to it while such work runs, nor reads what that
     /// work writes, unless ordered by the stream.
     pub unsafe fn from_raw(cuda: &Cuda<D>, address: u64, len: usize) -> Result<Self> {
-        if (address == 0 && len > 0) || !address.is_multiple_of(16) {
-            let given = format!("{address:#x}");
-            return Err(Error::value("device address", given, "not null, a multiple of 16"));
+        let alignment = match T::DTYPE {
+            DType::Bf16 | DType::F16 => ROW_ALIGNMENT as u64,
+            other => other.size() as u64,
+        };
+        if (address == 0 && len > 0) || !address.is_multiple_of(alignment) {
+            let expected = format!("not null, a multiple of {alignment}");
+            return Err(Error::value("device address", format!("{address:#x}"), expected));
         }
         checked_product("device buffer", &[len, size_of::<T>()])?;
         let (cuda, ptr) = (cuda.clone(), DevicePtr(address));
         Ok(Self { cuda, ptr, len, owned: false, element: PhantomData })
+    }
+
+    /// Which backend the buffer belongs to, for [`Cuda::check_places`].
+    pub(super) fn place(&self, operand: &'static str) -> Place<'_, D> {
+        Place { operand, cuda: &self.cuda }
     }
 
     /// The device address of the first element.
@@ -92,6 +102,12 @@ impl<D: Driver, T: Element> CudaBuffer<D, T> {
         let to = DevicePtr(self.at(start));
         Ok(self.cuda.driver().copy_to_device(to, bytes_of(from), stream.raw())?)
     }
+}
+
+/// An operand, and the backend that it belongs to.
+pub(super) struct Place<'a, D: Driver> {
+    pub(super) operand: &'static str,
+    pub(super) cuda: &'a Cuda<D>,
 }
 
 /// The elements as bytes.
@@ -138,6 +154,11 @@ impl<D: Driver> CudaStream<D> {
     /// The stream belongs to `cuda`'s device and outlives this object.
     pub unsafe fn from_raw(cuda: &Cuda<D>, handle: u64) -> Self {
         Self { cuda: cuda.clone(), handle: Stream(handle), owned: false }
+    }
+
+    /// Which backend the stream belongs to, for [`Cuda::check_places`].
+    pub(super) fn place(&self) -> Place<'_, D> {
+        Place { operand: "stream", cuda: &self.cuda }
     }
 
     /// The driver's handle.

@@ -8,10 +8,11 @@ use crate::element::{DType, Element};
 use crate::error::{Error, Result};
 
 use super::CudaStream;
+use super::buffer::Place;
 use super::driver::{
     DeviceProperties, Driver, DriverError, Function, KernelArg, LaunchConfig, Stream,
 };
-use super::tiles::{EpilogueKind, TILES};
+use super::tiles::{EpilogueKind, TILES, Tile};
 
 /// Which grouped-GEMM kernels run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -50,6 +51,7 @@ fn stage_kernels() -> impl Iterator<Item = &'static str> {
 struct Context<D: Driver> {
     driver: D,
     path: Path,
+    tiles: &'static [Tile],
     /// Every kernel, found when the backend is made: loading one while a stream is captured is not
     /// allowed, and its first launch should cost what every other does.
     functions: HashMap<String, Function>,
@@ -91,6 +93,20 @@ impl<D: Driver> Cuda<D> {
     /// [`Error::Unsupported`] for a device older than compute capability 8.0, or if `path` needs
     /// another device; [`Error::Device`] if an image cannot be loaded.
     pub fn new(driver: D, images: &[&[u8]], path: Path) -> Result<Self> {
+        Self::with_tiles(driver, images, path, TILES)
+    }
+
+    /// The same, with the choice of grouped GEMMs narrowed to some of [`TILES`]: to measure or to
+    /// test one of them.
+    ///
+    /// # Errors
+    /// As [`Cuda::new`].
+    pub fn with_tiles(
+        driver: D,
+        images: &[&[u8]],
+        path: Path,
+        tiles: &'static [Tile],
+    ) -> Result<Self> {
         let DeviceProperties { name, compute_capability, .. } = driver.properties();
         let (major, minor) = (compute_capability / 10, compute_capability % 10);
         if *compute_capability < 80 {
@@ -121,7 +137,7 @@ impl<D: Driver> Cuda<D> {
                 functions.insert(name.to_owned(), function?);
             }
         }
-        let fitting = TILES.iter().filter(|tile| tile.fits(driver.properties()));
+        let fitting = tiles.iter().filter(|tile| tile.fits(driver.properties()));
         for tile in fitting {
             for (epilogue, dtype) in EpilogueKind::ALL
                 .into_iter()
@@ -136,7 +152,7 @@ impl<D: Driver> Cuda<D> {
             }
         }
         let setup = driver.create_stream()?;
-        Ok(Self { context: Arc::new(Context { driver, path, functions, setup }) })
+        Ok(Self { context: Arc::new(Context { driver, path, tiles, functions, setup }) })
     }
 
     /// The driver.
@@ -154,6 +170,10 @@ impl<D: Driver> Cuda<D> {
         self.context.path
     }
 
+    pub(super) fn tiles(&self) -> &'static [Tile] {
+        self.context.tiles
+    }
+
     pub(super) fn setup(&self) -> Stream {
         self.context.setup
     }
@@ -164,6 +184,26 @@ impl<D: Driver> Cuda<D> {
     /// [`Error::Device`].
     pub fn create_stream(&self) -> Result<CudaStream<D>> {
         CudaStream::new(self)
+    }
+
+    /// Refuses operands of another backend: their addresses may mean something else here.
+    pub(super) fn check_places<'a>(
+        &self,
+        places: impl IntoIterator<Item = Place<'a, D>>,
+    ) -> Result<()>
+    where
+        D: 'a,
+    {
+        for Place { operand, cuda } in places {
+            if !Arc::ptr_eq(&cuda.context, &self.context) {
+                return Err(Error::value(
+                    operand,
+                    format!("of another backend, on {}", cuda.properties().name),
+                    format!("of this backend, on {}", self.properties().name),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Launches a kernel by name.
@@ -184,6 +224,7 @@ impl<D: Driver> Cuda<D> {
         let function = *self.context.functions.get(kernel).ok_or_else(unknown)?;
         let programmatic = self.properties().compute_capability >= 90;
         let config = LaunchConfig { programmatic, ..config };
+        tracing::trace!(kernel, blocks = config.grid.volume(), shared_bytes = config.shared_bytes);
         // SAFETY: the caller's promise.
         Ok(unsafe { self.driver().launch(function, &config, args, stream.raw()) }?)
     }

@@ -11,9 +11,42 @@ use std::marker::PhantomData;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DriverError {
-    /// There is no device or no driver.
+    /// There is no device or no driver. The text says which, and what to do.
     #[error("no CUDA device: {0}")]
     Unavailable(String),
+    /// The driver is older than the first that serves.
+    #[error("the CUDA driver is too old: it is of CUDA {has}, and {needs} is needed; update it")]
+    DriverTooOld {
+        /// The CUDA version that it implements, and what it lacks.
+        has: String,
+        /// The first CUDA version that serves.
+        needs: &'static str,
+    },
+    /// The driver does not load these kernels on this device.
+    #[error(
+        "the driver (CUDA {driver}) does not load the kernels on {device}, compute capability \
+         {capability}: {result}; update the driver, or build with an nvcc no newer than it"
+    )]
+    Image {
+        /// What it returned.
+        result: String,
+        /// The device's name.
+        device: String,
+        /// Ten times major plus minor.
+        capability: u32,
+        /// The CUDA version that the driver implements.
+        driver: String,
+    },
+    /// The driver refused for a reason that has no variant of its own.
+    #[error("{call}: {name}")]
+    Failed {
+        /// The function of the driver.
+        call: &'static str,
+        /// What it returned.
+        code: u32,
+        /// The same in words.
+        name: String,
+    },
     /// An argument that no device accepts.
     #[error("invalid value for {what}: {why}")]
     InvalidValue {
@@ -35,6 +68,15 @@ pub enum DriverError {
         kind: &'static str,
         /// Its number.
         handle: u64,
+    },
+    /// The crate was built without kernels.
+    #[error(
+        "built without kernels (build script: {built}); install nvcc (tools/cuda-toolkit.sh, or CUDA \
+         12 or later) and build again"
+    )]
+    NoKernels {
+        /// What the build script made, or why it made nothing.
+        built: String,
     },
     /// The module has no kernel of this name.
     #[error("no kernel named `{name}`")]

@@ -17,10 +17,15 @@ mod buffer;
 mod combine;
 mod context;
 pub mod driver;
+#[cfg(feature = "cuda")]
+pub mod fatbins;
 mod grouped_gemm;
+#[cfg(feature = "cuda")]
+pub mod nvidia;
 mod operands;
 mod permute;
 mod plan;
+pub mod raw;
 mod router;
 pub mod tiles;
 mod weights;
@@ -75,14 +80,36 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
         op: Router<'_, Self, T, CudaGate<D, T>>,
         stream: &CudaStream<D>,
     ) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.hidden_states.buffer().place("router input"),
+            op.gate.place(),
+            op.output.router_logits.buffer().place("router_logits"),
+            op.output.topk_ids.buffer().place("topk_ids"),
+            op.output.topk_weights.buffer().place("topk_weights"),
+        ])?;
+        self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
         router::run(self, op, stream)
     }
 
     fn plan(&self, op: Plan<'_, Self>, stream: &CudaStream<D>) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.topk_ids.buffer().place("topk_ids"),
+            op.plan.token_of_row.place("routing plan"),
+        ])?;
+        self.check_places(op.expert_map.map(|map| map.buffer().place("expert_map")))?;
+        self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
         plan::run(self, op, stream)
     }
 
     fn permute<T: Float>(&self, op: Permute<'_, Self, T>, stream: &CudaStream<D>) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.hidden_states.buffer().place("hidden_states"),
+            op.plan.token_of_row.place("routing plan"),
+            op.rows.buffer().place("rows"),
+        ])?;
         permute::run(self, op, stream)
     }
 
@@ -91,6 +118,13 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
         op: GroupedGemm<'_, Self, W::Element, CudaExperts<D, W::Element>>,
         stream: &CudaStream<D>,
     ) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.x.buffer().place("grouped GEMM input"),
+            op.plan.token_of_row.place("routing plan"),
+            op.experts.place(),
+            op.out.buffer().place("grouped GEMM output"),
+        ])?;
         grouped_gemm::run(self, op, stream)
     }
 
@@ -99,10 +133,24 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
         op: Activation<'_, Self, T>,
         stream: &CudaStream<D>,
     ) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.gate_up.buffer().place("gate_up"),
+            op.plan.token_of_row.place("routing plan"),
+            op.out.buffer().place("activation output"),
+        ])?;
         activation::run(self, op, stream)
     }
 
     fn combine<T: Float>(&self, op: Combine<'_, Self, T>, stream: &CudaStream<D>) -> Result<()> {
+        self.check_places([
+            stream.place(),
+            op.rows.buffer().place("rows"),
+            op.topk_weights.buffer().place("topk_weights"),
+            op.plan.token_of_row.place("routing plan"),
+            op.output.matrix.buffer().place("output"),
+        ])?;
+        self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
         combine::run(self, op, stream)
     }
 }

@@ -162,17 +162,13 @@ impl Problem {
     }
 }
 
-/// The tile for `problem` on `device`: of the families that `path` allows, the one with weights
-/// as M while all of an expert's rows fit one tile of it, then tokens as M; of a family's tiles, the
-/// smallest that holds an expert's rows, else the largest.
+/// The tile of `tiles` for `problem` on `device`: of the families that `path` allows, the one with
+/// weights as M while all of an expert's rows fit one tile of it, then tokens as M; of a family's
+/// tiles, the smallest that holds an expert's rows, else the largest.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if no tile fits the device.
-pub fn choose(problem: &Problem, device: &DeviceProperties, path: Path) -> Result<&'static Tile> {
-    choose_from(TILES, problem, device, path)
-}
-
-fn choose_from<'a>(
+pub fn choose<'a>(
     tiles: &'a [Tile],
     problem: &Problem,
     device: &DeviceProperties,
@@ -214,7 +210,18 @@ const fn tile(
 #[rustfmt::skip]
 pub const TILES: &[Tile] = &[
     //                           rows columns depth stages threads blocks shared
-    tile(Family::HopperPrefill,   [128, 256, 64, 4, 384, 1, 229_440]),
+    tile(Family::HopperPrefill,   [128, 256, 64, 4, 384, 1, 230_400]),
+    tile(Family::HopperDecode,    [  8,  64, 64, 12, 160, 2, 111_616]),
+    tile(Family::HopperDecode,    [  8, 128, 64, 6, 160, 2, 105_472]),
+    tile(Family::HopperDecode,    [ 16, 128, 64, 6, 160, 2, 111_616]),
+    tile(Family::HopperDecode,    [ 32, 128, 64, 5, 160, 2, 103_424]),
+    tile(Family::HopperDecode,    [ 64, 128, 64, 4, 160, 2, 99_328]),
+    tile(Family::PortablePrefill, [128, 256, 32, 4, 256, 1, 98_432]),
+    tile(Family::PortablePrefill, [128, 128, 32, 3, 128, 2, 49_280]),
+    tile(Family::PortablePrefill, [ 64, 128, 32, 4, 128, 3, 49_280]),
+    tile(Family::PortableDecode,  [ 32, 128, 32, 4, 128, 2, 41_088]),
+    tile(Family::PortableDecode,  [ 16,  64, 64, 4,  64, 2, 41_088]),
+    tile(Family::PortableDecode,  [  8,  64, 64, 5,  64, 2, 46_208]),
 ];
 
 /// `kernels/tile/tiles.h`.

@@ -5,11 +5,12 @@ use std::fmt;
 use crate::config::{GateUpLayout, check_sizes};
 use crate::element::{Element, Float};
 use crate::error::{Error, Result, checked_product};
-use crate::memory::{Buffer, Memory};
+use crate::memory::{Buffer, Memory, ROW_ALIGNMENT};
 use crate::ops::{ExpertShape, Experts, Gate, Projection};
 use crate::weights::{DenseExperts, ExpertMatrix, RouterWeights};
 
 use super::abi::ExpertMatrices;
+use super::buffer::Place;
 use super::context::float16;
 use super::driver::{DevicePtr, Driver};
 use super::grouped_gemm::TensorMaps;
@@ -50,6 +51,13 @@ impl<D: Driver, T: Element> Gate for CudaGate<D, T> {
 }
 
 impl<D: Driver + 'static, T: Float> CudaGate<D, T> {
+    pub(super) fn place(&self) -> Place<'_, D> {
+        match &self.values {
+            GateValues::F32(buffer) => buffer.place("gate"),
+            GateValues::Model(buffer) => buffer.place("gate"),
+        }
+    }
+
     pub(super) fn upload(
         cuda: &Cuda<D>,
         shape: [usize; 2],
@@ -71,7 +79,7 @@ impl<D: Driver + 'static, T: Float> CudaGate<D, T> {
     /// # Errors
     /// [`Error::Shape`], and [`Error::Unsupported`] if `T` is not a 16-bit type.
     pub fn f32(shape: [usize; 2], values: CudaBuffer<D, f32>) -> Result<Self> {
-        Self::checked(shape, values.len(), GateValues::F32(values))
+        Self::checked(shape, values.len(), values.address(), GateValues::F32(values))
     }
 
     /// A gate in the type of the layer, used where it lies.
@@ -79,13 +87,23 @@ impl<D: Driver + 'static, T: Float> CudaGate<D, T> {
     /// # Errors
     /// As [`CudaGate::f32`].
     pub fn model(shape: [usize; 2], values: CudaBuffer<D, T>) -> Result<Self> {
-        Self::checked(shape, values.len(), GateValues::Model(values))
+        Self::checked(shape, values.len(), values.address(), GateValues::Model(values))
     }
 
-    fn checked(shape: [usize; 2], len: usize, values: GateValues<D, T>) -> Result<Self> {
+    fn checked(
+        shape: [usize; 2],
+        len: usize,
+        address: u64,
+        values: GateValues<D, T>,
+    ) -> Result<Self> {
         float16::<T>("router")?;
-        if len != checked_product("gate", &shape)? {
-            return Err(Error::shape("gate", shape, [len]));
+        let expected = checked_product("gate", &shape)?;
+        if len != expected {
+            return Err(Error::shape("router weight", [expected], [len]));
+        }
+        if !address.is_multiple_of(ROW_ALIGNMENT as u64) {
+            let given = format!("device address {address:#x}");
+            return Err(Error::value("router weight", given, "a multiple of 16"));
         }
         Ok(Self { shape, values })
     }
@@ -133,6 +151,10 @@ impl<D: Driver, T: Element> Experts for CudaExperts<D, T> {
 }
 
 impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
+    pub(super) fn place(&self) -> Place<'_, D> {
+        self.down.buffers[0].place("experts")
+    }
+
     /// Experts stacked in two buffers, used where they lie: `gate_up [E, 2I, H]` with the rows of
     /// gate and up in the order of `layout`, and `down [E, H, I]`.
     ///
@@ -258,6 +280,7 @@ impl<D: Driver + 'static, T: Float> Matrices<D, T> {
         let ExpertShape { num_experts, hidden_size, intermediate_size } = shape;
         let of_each = if stream.is_some() { 1 } else { num_experts };
         let expected = checked_product(what, &[of_each, matrices, hidden_size, intermediate_size])?;
+        cuda.check_places(buffers.iter().map(|buffer| buffer.place(what)))?;
         for (expert, buffer) in buffers.iter().enumerate() {
             if buffer.len() != expected {
                 let operand = match stream {

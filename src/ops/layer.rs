@@ -3,7 +3,7 @@
 use crate::config::MoeConfig;
 use crate::element::{Element, Float};
 use crate::error::{Error, Result, checked_product};
-use crate::memory::{Matrix, MatrixMut, Memory};
+use crate::memory::{Allocator, Matrix, MatrixMut, Memory};
 
 use super::{
     ExpertShape, Experts, Gate, Output, RouterOutput, Routing, RoutingPlan, check_num_tokens,
@@ -115,6 +115,14 @@ impl<M: Memory, T: Float> Workspace<M, T> {
     /// # Errors
     /// As [`Workspace::bytes`], and [`Error::OutOfMemory`].
     pub fn new(memory: &M, config: &MoeConfig, max_tokens: usize) -> Result<Self> {
+        Self::in_memory(&mut &*memory, config, max_tokens)
+    }
+
+    pub(crate) fn in_memory(
+        memory: &mut impl Allocator<M>,
+        config: &MoeConfig,
+        max_tokens: usize,
+    ) -> Result<Self> {
         // Every size that is multiplied below has been checked by this.
         Self::bytes(config, max_tokens)?;
         let rows = config.num_assignments(max_tokens)?;
@@ -125,7 +133,7 @@ impl<M: Memory, T: Float> Workspace<M, T> {
             router_logits: memory.allocate("router_logits", max_tokens * config.num_experts)?,
             topk_ids: memory.allocate("topk_ids", rows)?,
             topk_weights: memory.allocate("topk_weights", rows)?,
-            plan: RoutingPlan::new(memory, config.num_experts, rows)?,
+            plan: RoutingPlan::in_memory(memory, config.num_experts, rows)?,
             activated: memory.allocate("activated rows", rows * config.intermediate_size)?,
             expert_rows: memory.allocate("expert rows", rows * config.hidden_size)?,
         })

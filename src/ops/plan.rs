@@ -2,7 +2,7 @@
 
 use crate::config::{MAX_EXPERTS, MAX_TOP_K};
 use crate::error::{Error, Result, checked_product};
-use crate::memory::{Buffer, Matrix, Memory};
+use crate::memory::{Allocator, Buffer, Matrix, Memory};
 
 use super::{NumTokens, check_num_tokens};
 
@@ -39,6 +39,14 @@ impl<M: Memory> RoutingPlan<M> {
     /// [`Error::Value`] outside 1 to [`MAX_EXPERTS`] experts or from 2^31 assignments on,
     /// [`Error::OutOfMemory`].
     pub fn new(memory: &M, num_experts: usize, max_assignments: usize) -> Result<Self> {
+        Self::in_memory(&mut &*memory, num_experts, max_assignments)
+    }
+
+    pub(crate) fn in_memory(
+        memory: &mut impl Allocator<M>,
+        num_experts: usize,
+        max_assignments: usize,
+    ) -> Result<Self> {
         if !(1..=MAX_EXPERTS).contains(&num_experts) {
             return Err(Error::value("num_experts", num_experts, format!("1 to {MAX_EXPERTS}")));
         }

@@ -116,6 +116,10 @@ pub(crate) fn cases() -> Vec<Case> {
     ]
 }
 
+pub(crate) fn named(name: &str) -> Case {
+    cases().into_iter().find(|case| case.name.starts_with(name)).unwrap()
+}
+
 /// splitmix64.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);
@@ -232,7 +236,8 @@ impl<T: Storage> Data<T> {
         Experts { gate: wide(&self.gate), up: wide(&self.up), down: wide(&self.down) }
     }
 
-    pub(crate) fn dense(&self, shape: ExpertShape, layout: GateUpLayout) -> DenseExperts<T> {
+    /// `[E, 2I, H]`.
+    pub(crate) fn gate_up(&self, shape: ExpertShape, layout: GateUpLayout) -> Vec<T> {
         let ExpertShape { num_experts, hidden_size: h, intermediate_size: i } = shape;
         let mut gate_up = Vec::with_capacity(2 * self.gate.len());
         for expert in 0..num_experts {
@@ -249,6 +254,11 @@ impl<T: Storage> Data<T> {
                 }
             }
         }
+        gate_up
+    }
+
+    pub(crate) fn dense(&self, shape: ExpertShape, layout: GateUpLayout) -> DenseExperts<T> {
+        let gate_up = self.gate_up(shape, layout);
         DenseExperts::stacked(shape, layout, gate_up, self.down.clone()).unwrap()
     }
 

@@ -10,6 +10,13 @@
 #include <utility>
 #include <vector>
 
+// For loops over arrays: compiled for wider vectors too, and chosen when the program starts.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define EMU_WIDE_VECTORS __attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3")))
+#else
+#define EMU_WIDE_VECTORS
+#endif
+
 namespace emu {
 constexpr int kAgents = 64;
 
@@ -19,12 +26,7 @@ using Snapshot = std::shared_ptr<const ClockVec>;
 using Foreign = std::vector<std::pair<uint32_t, Snapshot>>;
 using ForeignPtr = std::shared_ptr<const Foreign>;
 
-inline void join_into(ClockVec& a, const ClockVec& b) {
-  if (a.size() < b.size()) a.resize(b.size(), 0);
-  uint32_t* x = a.data();
-  const uint32_t* y = b.data();
-  for (size_t i = 0, n = b.size(); i < n; i++) x[i] = x[i] > y[i] ? x[i] : y[i];
-}
+void join_into(ClockVec& a, const ClockVec& b);
 ForeignPtr join_foreign(const ForeignPtr&, const ForeignPtr&);
 ForeignPtr with_cluster(const ForeignPtr&, uint32_t cluster, const ClockVec&);
 // What is known of `cluster` itself is knowledge of its own clock domain.

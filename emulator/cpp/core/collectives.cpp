@@ -3,7 +3,7 @@
 #include "core/state.h"
 
 namespace emu {
-void collective(uint32_t mask, const void* key, const char* name, void* arg, const std::function<void(Collective&)>& act) {
+void collective(uint32_t mask, const void* key, const char* name, void* arg, Act act) {
   Fiber* f = self();
   Warp* w = f->warp;
   const uint32_t me = 1u << f->lane;

@@ -10,7 +10,6 @@
 #undef blockDim
 #undef gridDim
 #include <deque>
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -204,7 +203,18 @@ void grid_event();                            // a block triggered or ended: dep
 std::string deadlock_report();
 
 // ---- collectives (core/collectives.cpp)
-void collective(uint32_t mask, const void* key, const char* name, void* arg, const std::function<void(Collective&)>&);
+// What the last lane to arrive does for all.  It refers to the caller's lambda: every lane makes one, and copying it
+// into a std::function would allocate.
+class Act {
+ public:
+  template <class F> Act(const F& f) : f_(&f), call_([](const void* p, Collective& c) { (*static_cast<const F*>(p))(c); }) {}
+  void operator()(Collective& c) const { call_(f_, c); }
+
+ private:
+  const void* f_;
+  void (*call_)(const void*, Collective&);
+};
+void collective(uint32_t mask, const void* key, const char* name, void* arg, Act);
 void named_barrier(int id, int threads, bool wait, const void* key, const char* name);
 void cluster_arrive(bool release);
 void cluster_wait(bool acquire);

@@ -20,6 +20,11 @@ template <class F> static void pieces(const Segment& s, int swizzle, F each) {
   }
 }
 
+static Holds holds(Element e) {
+  if (e == Element::F16 || e == Element::BF16) return Holds::Halves;
+  return e == Element::F32 ? Holds::Floats : Holds::Bits;
+}
+
 namespace {
 struct Load : AsyncOp {
   CopyShape shape;
@@ -73,7 +78,7 @@ struct Store : AsyncOp {
     const uint32_t n = s.high - s.low;
     if (run->check()) {
       global_access(block->cluster, (uint32_t)agent, write_clocks, (uintptr_t)to, n, kWrite | kAsync | (reduce == Reduce::None ? 0u : kAtomic), pc);
-      check_taint(from + s.low, n, element == Element::BF16 || element == Element::F16 ? 2 : element == Element::Bytes ? 1 : 4, to, pc);
+      check_taint(from + s.low, n, holds(element), to, pc);
     }
     if (reduce == Reduce::None) memcpy(to, from + s.low, n);
     else reduce_bytes(reduce, element, to, from + s.low, n);

@@ -6,10 +6,6 @@
 #include <cstdlib>
 
 namespace emu {
-const Operand& Frame::operand(int i) const {
-  if (i >= n_outs + n_ins) fail(EMU_PTX, "%s: operand %%%d does not exist", program->function.c_str(), i);
-  return i < n_outs ? outs[i] : ins[i - n_outs];
-}
 static uint64_t special(Special s) {
   Fiber* f = self();
   switch (s) {

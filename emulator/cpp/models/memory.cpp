@@ -13,6 +13,13 @@ static int element_bytes(const Instr& i) {
   if (t == "u8" || t == "b8") return 1;
   return 4;
 }
+// The ISA has no type for 16-bit floats but `.b16`, and kernels pack them into words of `.u32` and `.b32`.
+static Holds holds(const Instr& i) {
+  const std::string& t = i.mods.back();
+  if (t == "u8" || t == "b8") return Holds::Nothing;
+  if (t == "u16" || t == "b16") return Holds::Halves;
+  return t == "f32" || t == "u32" ? Holds::Floats : Holds::Bits;
+}
 static int vector_length(const Instr& i) { return i.has("v4") ? 4 : i.has("v2") ? 2 : 1; }
 static void check_policy(const Instr& i, Frame& f, size_t values) {
   const size_t expected = values + 1 + i.has("L2::cache_hint");
@@ -43,8 +50,7 @@ void model_st_global(const Instr& i, Frame& f) {
     const uint64_t v = f.get(i.args[1 + (size_t)k]);
     memcpy(p + k * bytes, &v, (size_t)bytes);
   }
-  // `.bN` is bits of any meaning; every other type may hold floats.
-  if (run->check() && i.mods.back()[0] != 'b') check_taint(p, (size_t)(n * bytes), (size_t)std::min(bytes, 4), p, here());
+  if (run->check()) check_taint(p, (size_t)(n * bytes), holds(i), p, here());
 }
 
 // ---------------------------------------------------------------- shared memory, the cluster's included
@@ -129,6 +135,7 @@ void model_st_strong(const Instr& i, Frame& f) {
   checked_global(p, (size_t)bytes, kWrite | kAtomic | (o.block_scope ? kBlockScope : 0u));
   const uint64_t v = f.get(i.args[1]);
   memcpy(p, &v, (size_t)bytes);
+  if (run->check()) check_taint(p, (size_t)bytes, Holds::Bits, p, here());
   if (run->check() && !o.block_scope) after_write(me, (uintptr_t)p, o.release, false);
 }
 
@@ -180,6 +187,7 @@ uint64_t atomic_integer(Atomic op, void* p, int bytes, uint64_t value, uint64_t 
 float atomic_add_float(float* p, float v) {
   EMU_ENTRY();
   touch_atomic(p, 4, false);
+  if (run->check()) check_taint(&v, 4, Holds::Floats, p, here());
   const float old = *p;
   *p = old + v;
   return old;
@@ -200,6 +208,7 @@ void model_atom(const Instr& i, Frame& f) {
   const bool is_signed = type == "s32" || type == "s64";
   if (type == "f32") {
     if (op != "add") fail(EMU_PTX, "%s is not modelled", i.name.c_str());
+    if (run->check()) check_taint(&v, 4, Holds::Floats, p, here());
     now = bits_of(float_of((uint32_t)old) + float_of((uint32_t)v));
   } else {
     static const std::pair<const char*, Atomic> ops[] = {{"add", Atomic::Add}, {"exch", Atomic::Exchange}, {"cas", Atomic::CompareSwap}, {"and", Atomic::And}, {"or", Atomic::Or}, {"xor", Atomic::Xor}};

@@ -115,7 +115,7 @@ template <class T> static void reduce_as(Reduce r, uint8_t* to, const uint8_t* f
 void reduce_bytes(Reduce r, Element e, uint8_t* to, const uint8_t* from, size_t bytes) {
   switch (e) {
     case Element::U32: return reduce_as<uint32_t>(r, to, from, bytes);
-    case Element::S32: return reduce_as<int32_t>(r, to, from, bytes);
+    case Element::S32: return r == Reduce::Add ? reduce_as<uint32_t>(r, to, from, bytes) : reduce_as<int32_t>(r, to, from, bytes);
     case Element::U64: return reduce_as<uint64_t>(r, to, from, bytes);
     case Element::F32: return reduce_as<float>(r, to, from, bytes);
     case Element::F16: case Element::BF16:

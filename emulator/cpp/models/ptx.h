@@ -51,7 +51,10 @@ struct Frame {
   const Program* program;
   uint64_t registers[kMaxRegisters];
 
-  const Operand& operand(int i) const;
+  const Operand& operand(int i) const {
+    if (i >= n_outs + n_ins) fail(EMU_PTX, "%s: operand %%%d does not exist", program->function.c_str(), i);
+    return i < n_outs ? outs[i] : ins[i - n_outs];
+  }
   uint64_t get(const PtxArg&) const;
   uint32_t get32(const PtxArg&) const;          // a 32-bit operand, register or immediate
   void set(const PtxArg&, uint64_t);

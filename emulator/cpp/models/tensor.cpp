@@ -75,8 +75,7 @@ void model_tile_store(const Instr& i, Frame& f) {
   int32_t c[5];
   for (int d = 0; d < i.n; d++) c[d] = (int32_t)f.get32(i.args[1 + (size_t)d]);
   const Reduce r = i.mods[1] == "reduce" ? reduce_of(i) : Reduce::None;
-  // The map knows its element type; the emulator's maps know its size: four bytes are f32, two are bf16.
-  issue_store(box(m, c, f.address(i.args[1 + (size_t)i.n])), r, m.element_bytes == 4 ? Element::F32 : m.element_bytes == 2 ? Element::BF16 : Element::Bytes, "TMA store");
+  issue_store(box(m, c, f.address(i.args[1 + (size_t)i.n])), r, m.element, "TMA store");
 }
 void model_tensormap_prefetch(const Instr& i, Frame& f) { read_tensor_map(f.pointer(i.args[0])); }
 
@@ -155,8 +154,11 @@ extern "C" int emu_tensor_map(void* out, const emu_tensor_map_args* a, char* err
   m.magic = emu::kTensorMapMagic;
   m.rank = (uint8_t)a->rank;
   m.element_bytes = (uint8_t)a->element_bytes;
-  m.swizzle = (uint16_t)a->swizzle_bytes;
+  m.swizzle = (uint8_t)a->swizzle_bytes;
   m.base = a->base;
+  static const emu::Element elements[] = {emu::Element::Bytes, emu::Element::BF16, emu::Element::F16, emu::Element::F32, emu::Element::S32};
+  if (a->element > EMU_I32) return bad("the element type is unknown");
+  m.element = elements[a->element];
   if (a->rank < 1 || a->rank > 5) return bad("the rank is outside 1..5");
   const uint32_t e = a->element_bytes, s = a->swizzle_bytes;
   if (e != 1 && e != 2 && e != 4 && e != 8) return bad("the element size is not 1, 2, 4 or 8 bytes");

@@ -1,13 +1,13 @@
 // The emulator's own contents of a 128-byte tensor map.
 #pragma once
-#include "core/state.h"
+#include "models/async.h"
 
 namespace emu {
 constexpr uint32_t kTensorMapMagic = 0x50414d54;
 struct TensorMapBits {
   uint32_t magic;
-  uint8_t rank, element_bytes;
-  uint16_t swizzle;
+  uint8_t rank, element_bytes, swizzle;
+  Element element;
   uint64_t base, dims[5], strides[4];
   uint32_t box[5];
 };

@@ -83,8 +83,10 @@ void gather(Block* b, uint64_t desc, const char* which, bool transposed, int fir
   });
 }
 void record(Block* b, uint64_t desc, const char* which, bool transposed, int first, int rows, const Op& op, const Clocks& clocks) {
-  each_chunk(read_descriptor(desc, which), transposed, first, rows, [&](uint32_t at, int, int) {
+  const Descriptor d = read_descriptor(desc, which);
+  each_chunk(d, transposed, first, rows, [&](uint32_t at, int, int) {
     shared_bytes_at(b, at, 16, "wgmma operand");
+    prefetch_shadow(b, at + d.stride);                // the records are spread too far for the caches
     shared_access(b, op.agent, clocks, at, 16, kAsync, op.pc);
   });
 }
@@ -98,9 +100,7 @@ void capture(Warp* w, Op& op) {
 }
 
 // ---------------------------------------------------------------- the product
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-__attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3")))
-#endif
+EMU_WIDE_VECTORS
 void multiply(float* acc, const float* a, const float* bt, int depth, int n) {   // acc[16][n] += a[16][depth] bt[depth][n]
   for (int i = 0; i < kRows; i++) {
     float* c = acc + (size_t)i * (size_t)n;
@@ -167,8 +167,9 @@ void model_wgmma(const Instr& i, Frame& f) {
   struct Lane { float* d; uint64_t a, b; bool accumulate; uint32_t regs[4]; } mine{};
   for (int k = 0; k < registers; k++) {
     const PtxArg& a = i.args[(size_t)k];
-    if (a.kind != PtxArg::AsmOperand || f.operand(a.index).cls != Operand::InOutFloat) fail(EMU_PTX, "%s: accumulator %d is not a read-write float operand", f.program->function.c_str(), k);
-    auto* p = static_cast<float*>(f.operand(a.index).target);
+    const Operand* o = a.kind == PtxArg::AsmOperand ? &f.operand(a.index) : nullptr;
+    if (!o || o->cls != Operand::InOutFloat) fail(EMU_PTX, "%s: accumulator %d is not a read-write float operand", f.program->function.c_str(), k);
+    auto* p = static_cast<float*>(o->target);
     if (k == 0) mine.d = p;
     if (p != mine.d + k) fail(EMU_PTX, "%s: the accumulator operands are not in order (operand %d)", f.program->function.c_str(), k);
   }

@@ -14,6 +14,7 @@ pub const HAZARDS: &[Case] = &[
     Case { name: "last block", run: |r| handed_over(r, "test_last_block", 5) },
     Case { name: "dependent kernels", run: dependent_kernels },
     Case { name: "edges", run: edges },
+    Case { name: "typed stores", run: typed_stores },
     Case { name: "tensor map replaced", run: |r| conforms(r, "micro_tensor_map_replace") },
     Case { name: "multicast", run: |r| conforms(r, "micro_tma_load_2d_multicast") },
     Case { name: "distributed shared memory", run: |r| conforms(r, "micro_distributed_shared") },
@@ -139,4 +140,46 @@ fn edges(r: &Rig) -> Outcome {
     r.run("test_edges", LaunchConfig::linear(1, 64).with_shared(264), &[KernelArg::new(&out.0)])?;
     let want: Vec<u32> = (0..64).map(|i| if i % 4 == 0 { 63 - i } else { i % 4 }).collect();
     equal(&r.download::<u32>(out, 64)?, &want)
+}
+fn typed_stores(r: &Rig) -> Outcome {
+    // Integers that have a mark in one half, or two different ones; then floats, 1.0 in halves.
+    let look_alikes = [0x7fda_0001, 0x0001_7fda, 0x7fdb_7fda, 0xffda_7fda, 0xffdc_0000_u32];
+    let words: Vec<u32> =
+        (0..256).map(|i| if i < 128 { look_alikes[i % 5] } else { 0x3c00_3c00 }).collect();
+    let written: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+    let (input, out) = (r.alloc::<u8>(2048), r.upload(&[0_u8; 5120]));
+    r.driver.copy_to_device(input, &written, r.stream).map_err(text)?;
+    let map = |element: TensorElement, at| {
+        let row = u64::from(128 / element.bytes());
+        r.map(out.offset(at), element, &[row, 4], &[row as u32, 4], TensorSwizzle::None)
+    };
+    let (halves, floats, integers) = (
+        map(TensorElement::F16, 2560),
+        map(TensorElement::F32, 3072),
+        map(TensorElement::I32, 3584),
+    );
+    r.run(
+        "test_typed_stores",
+        LaunchConfig::linear(1, 32).with_shared(1152),
+        &[
+            KernelArg::new(&halves),
+            KernelArg::new(&floats),
+            KernelArg::new(&integers),
+            KernelArg::new(&input.0),
+            KernelArg::new(&out.0),
+        ],
+    )?;
+    let (words, floats) = written.split_at(512);
+    let parts: [&[u8]; 8] =
+        [&floats[..64], words, &words[..256], &floats[..128], words, floats, floats, words];
+    let mut want = vec![0; 5120];
+    for (i, part) in parts.iter().enumerate() {
+        want[i * 512..][..part.len()].copy_from_slice(part);
+    }
+    for lane in 0..32 {
+        let address = 0x0000_7f00_7fda_1230 + lane as u64;
+        want[4096 + lane * 8..][..8].copy_from_slice(&address.to_ne_bytes());
+    }
+    want[4608..][..256].copy_from_slice(&floats[..256]);
+    equal(&r.download::<u8>(out, 5120)?, &want)
 }

@@ -25,6 +25,14 @@ pub fn device(profile: Profile) -> Option<EmulatedDriver> {
     }
 }
 
+/// `most`, or fewer where `MOE_EMULATOR_SEEDS` says so (aloud): for builds that are slow.
+pub fn seeds(most: u64) -> u64 {
+    let Ok(asked) = std::env::var("MOE_EMULATOR_SEEDS") else { return most };
+    let n = asked.parse::<u64>().expect("MOE_EMULATOR_SEEDS is a number").clamp(1, most);
+    let _ = writeln!(std::io::stderr(), "{n} of {most} seeds");
+    n
+}
+
 /// A driver with one stream, and buffers that live as long as it does. What the conformance suite needs works
 /// over any driver.
 pub struct Rig<D: Driver = EmulatedDriver> {

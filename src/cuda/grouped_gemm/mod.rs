@@ -74,7 +74,7 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
     }
     let problem =
         Problem { max_rows, num_experts: shape.num_experts, columns, depth, epilogue: kind };
-    let tile = choose(&problem, cuda.properties(), cuda.path())?;
+    let tile = choose(cuda.tiles(), &problem, cuda.properties(), cuda.path())?;
     let (x_layout, (out, out_layout)) = (x.layout(), out.into_parts());
     let function = match epilogue {
         Epilogue::Activation(function) => function,

@@ -3,8 +3,23 @@
 use super::boxes::*;
 use super::*;
 
+/// a + b, of one element.
+fn sum(element: TensorElement, a: &[u8], b: &[u8]) -> Vec<u8> {
+    let bits = |x: &[u8]| u16::from_bytes(x);
+    match element {
+        TensorElement::F32 => (f32::from_bytes(a) + f32::from_bytes(b)).to_ne_bytes().to_vec(),
+        TensorElement::I32 => (i32::from_bytes(a) + i32::from_bytes(b)).to_ne_bytes().to_vec(),
+        TensorElement::Bf16 => Format::Bf16.encode(bf16(bits(a)) + bf16(bits(b))),
+        TensorElement::F16 => {
+            let [x, y] = [a, b].map(|v| half::f16::from_bits(bits(v)).to_f32());
+            Format::F16.encode(x + y)
+        }
+        TensorElement::U8 => unreachable!("bytes are not added up"),
+    }
+}
+
 pub fn copies() -> Vec<Micro> {
-    use TensorElement::{Bf16, F32};
+    use TensorElement::{Bf16, F16, F32, I32};
     let input = halves((0..8192_u16).map(|i| i.wrapping_mul(7) & 0x3fff));
     let mut v = Vec::new();
     let mut load = |name: &str, map: Map, at: &[i64]| {
@@ -50,12 +65,8 @@ pub fn copies() -> Vec<Micro> {
         for (i, o) in box_of(&map, at).into_iter().enumerate() {
             let Some(o) = o else { continue };
             let value = &source[i * e..][..e];
-            if add {
-                let sum = f32::from_bytes(&want[o..o + 4]) + f32::from_bytes(value);
-                want[o..o + 4].copy_from_slice(&sum.to_ne_bytes());
-            } else {
-                want[o..o + e].copy_from_slice(value);
-            }
+            let value = if add { sum(map.element, value, &want[o..][..e]) } else { value.to_vec() };
+            want[o..o + e].copy_from_slice(&value);
         }
         let mut m = Micro::new(name, 128, source.to_vec(), want);
         m.maps[1] = Some(map);
@@ -95,6 +106,15 @@ pub fn copies() -> Vec<Micro> {
         &addends,
         sums[..28 * 20 * 4].to_vec(),
     );
+    for (name, element, encode) in [
+        ("tma_reduce_add_2d_f16", F16, (|x| Format::F16.encode(x)) as fn(f32) -> Vec<u8>),
+        ("tma_reduce_add_2d_bf16", Bf16, |x| Format::Bf16.encode(x)),
+        ("tma_reduce_add_2d_i32", I32, |x| (x as i32).to_ne_bytes().to_vec()),
+    ] {
+        let encoded = |seed, n| integers(seed, n).into_iter().flat_map(encode).collect::<Vec<u8>>();
+        let map = dense(true, element, &[24, 20], &[32, 32], 0);
+        store(name, map, &[16, 5], true, &encoded(43, 1024), encoded(44, 24 * 20));
+    }
     for (name, add) in [("bulk_store", false), ("bulk_reduce_add_f32", true)] {
         let mut want = sums[..1152].to_vec();
         for i in 0..256 {
@@ -129,6 +149,10 @@ pub fn copies() -> Vec<Micro> {
     m.out = vec![0; 8192 + 128];
     m.maps[0] = Some(before);
     v.push(m);
+    let mut stored: Vec<u8> = (0..128).flat_map(|t| input[(127 - t) * 2..][..2].to_vec()).collect();
+    stored.extend((0..128).flat_map(|t| &input[(t ^ 1) * 8..][..8]));
+    stored.extend((0..128).flat_map(|t| &input[(t ^ 3) * 16..][..16]));
+    v.push(Micro::new("stores", 128, input.clone(), stored));
     v.push(Micro::new("loads", 128, input.clone(), input[..2048].to_vec()));
     v
 }

@@ -9,8 +9,10 @@ pub fn wgmma() -> Vec<Micro> {
         v.push(wgmma_shape(&format!("wgmma_bf16_ra_n{n}"), Format::Bf16, n));
     }
     for (suffix, format) in [("f16", Format::F16), ("e4m3", Format::E4m3)] {
-        v.push(wgmma_shape(&format!("wgmma_{suffix}_n64"), format, 64));
-        v.push(wgmma_shape(&format!("wgmma_{suffix}_ra_n64"), format, 64));
+        for n in [8, 64, 128, 256] {
+            v.push(wgmma_shape(&format!("wgmma_{suffix}_n{n}"), format, n));
+            v.push(wgmma_shape(&format!("wgmma_{suffix}_ra_n{n}"), format, n));
+        }
     }
     for width in [16, 32, 64, 128] {
         let pairs: &[(bool, bool)] = if width == 128 {

@@ -1,0 +1,121 @@
+//! Where a layer runs: the CPU, a GPU, or the emulated one.
+
+use anyhow::{Result, anyhow, bail};
+use moe_emulator::{EmulatedDriver, Options, Profile};
+use moe_kernels::cuda::driver::Driver;
+use moe_kernels::cuda::{CudaStream, Path};
+use moe_kernels::{Backend, Cpu, Cuda};
+
+use crate::args::PathName;
+
+/// A backend, a stream on it, and what only it can tell.
+pub trait Device {
+    type Backend: Backend;
+
+    /// As `--backend` names it.
+    const NAME: &'static str;
+
+    fn backend(&self) -> &Self::Backend;
+
+    fn stream(&self) -> &<Self::Backend as moe_kernels::memory::Memory>::Stream;
+
+    /// Waits for the work that was submitted.
+    fn finish(&self) -> Result<()>;
+
+    /// Bytes of memory, where that is not the machine's own.
+    fn memory_bytes(&self) -> Option<u64>;
+
+    /// The warps' wgmma instructions so far, where somebody counts.
+    fn wgmmas(&self) -> Option<u64>;
+}
+
+pub struct OnCpu;
+
+impl Device for OnCpu {
+    type Backend = Cpu;
+
+    const NAME: &'static str = "cpu";
+
+    fn backend(&self) -> &Cpu {
+        &Cpu
+    }
+
+    fn stream(&self) -> &() {
+        &()
+    }
+
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn wgmmas(&self) -> Option<u64> {
+        None
+    }
+}
+
+pub struct OnCuda<D: Driver> {
+    backend: Cuda<D>,
+    stream: CudaStream<D>,
+}
+
+impl<D: Driver + 'static> OnCuda<D> {
+    fn new(backend: Cuda<D>) -> Result<Self> {
+        let stream = backend.create_stream()?;
+        Ok(Self { backend, stream })
+    }
+}
+
+/// A device with few multiprocessors, under the emulator's checks.
+pub fn emulated(path: PathName) -> Result<OnCuda<EmulatedDriver>> {
+    let driver = EmulatedDriver::new(Profile::sm_90()).map_err(|error| anyhow!("{error}"))?;
+    driver.set_options(Options::checked(1));
+    OnCuda::new(Cuda::new(driver, &[&[]], path.into())?)
+}
+
+impl Device for OnCuda<EmulatedDriver> {
+    type Backend = Cuda<EmulatedDriver>;
+
+    const NAME: &'static str = "emulator";
+
+    fn backend(&self) -> &Self::Backend {
+        &self.backend
+    }
+
+    fn stream(&self) -> &CudaStream<EmulatedDriver> {
+        &self.stream
+    }
+
+    fn finish(&self) -> Result<()> {
+        Ok(self.stream.synchronize()?)
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn wgmmas(&self) -> Option<u64> {
+        Some(self.backend.driver().stats().wgmmas)
+    }
+}
+
+impl From<PathName> for Path {
+    fn from(name: PathName) -> Self {
+        match name {
+            PathName::Auto => Self::Auto,
+            PathName::Hopper => Self::Hopper,
+            PathName::Portable => Self::Portable,
+        }
+    }
+}
+
+/// Refuses `--path` where there are no kernels to choose among.
+pub fn check_cpu_path(path: PathName) -> Result<()> {
+    if path != PathName::Auto {
+        bail!("--path chooses among the kernels of cuda and emulator; the cpu backend has none");
+    }
+    Ok(())
+}

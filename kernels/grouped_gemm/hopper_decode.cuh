@@ -1,0 +1,143 @@
+// Grouped GEMM for Hopper with weights as M, for experts with few rows.
+//
+// The naive version:
+//
+//   for each expert e, each of its rows r, each column j:
+//     g = sum_k gate[e, j, k] * x[token_of_row[r], k]
+//     u = sum_k up[e, j, k] * x[token_of_row[r], k]
+//     out[r, j] = act(g, u)                                  (or g and u side by side; or one sum, stored)
+//
+// Departures from it:
+//
+//  1. wgmma's M is 64 at least and N is 8: with weights as M, a tile of 8 rows of x costs what 8 rows cost.  A tile is
+//     kColumns rows of weights by kRows rows of x, walked by a persistent grid (TileScheduler).  Time goes to reading
+//     weights, each once, so that stages are deep and two blocks share a multiprocessor.
+//  2. Warps are specialised: four multiply, one loads, through a ring of stages of 64 in depth.
+//  3. Weights come by TMA, whose map {depth, 8, 2, columns / 8, E} interleaves gate and up by eight rows in shared
+//     memory, wherever they lie in memory: a thread holds both of one column, and the activation happens in registers.
+//  4. Rows of x are gathered by cp.async, 16 bytes at a time, straight into the swizzled stage.  Where x is the packed
+//     product of an earlier one (store), TMA takes it.  Both load whole blocks: rows past an expert's end are
+//     multiplied and never stored.
+//  5. Sums are rounded once, to 16 bits, and stored from registers.  The output is small beside the weights.
+#pragma once
+#include "ptx/sync.cuh"
+#include "ptx/tma.cuh"
+#include "tile/activation.cuh"
+#include "tile/epilogue.cuh"
+#include "tile/float16.cuh"
+#include "tile/operands.cuh"
+#include "tile/warpgroup.cuh"
+
+template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32_t kStages> class HopperDecode {
+ public:
+  static constexpr uint32_t kThreads = 128 + 32, kBlocks = kColumns / 64;
+  static constexpr bool kGathered = kEpilogue != Epilogue::Store;
+  static constexpr uint32_t kTileColumns = kGathered ? kColumns / 2 : kColumns;  // columns of one half
+  static_assert(kRows % 8 == 0 && kColumns % 64 == 0);
+
+  struct Storage {
+    alignas(1024) T weights[kStages][kColumns * 64];
+    alignas(1024) T x[kStages][kRows * 64];
+    RingBarriers<kStages> ring;
+  };
+
+  // `x` only where it is not gathered.
+  static __device__ __forceinline__ void run(const TensorMap* x, const TensorMap& weights, const GroupedGemmArgs& args) {
+    Storage& shared = shared_storage<Storage>();
+    if (threadIdx.x == 0) Ring<kStages>::init(shared.ring, kGathered ? 32 + 1 : 1, 4);
+    __syncthreads();
+    ptx::grid_dependency_wait();
+    // The same number in every lane, which the compiler cannot see in threadIdx.x / 32.
+    const uint32_t warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+    const uint32_t k_tiles = (args.depth + 63) / 64;
+    TileScheduler<kRows> tiles(device_pointer<const uint32_t>(args.expert_offsets), args.num_experts,
+                               (args.columns + kTileColumns - 1) / kTileColumns, blockIdx.x, gridDim.x);
+    if (warp == 4)
+      produce(shared, x, weights, args, tiles, k_tiles);
+    else
+      consume(shared, args, tiles, k_tiles, warp);
+  }
+
+ private:
+  static constexpr uint32_t kBytesX = kRows * 128, kBytesWeights = kColumns * 128;
+
+  // One warp: its first lane issues TMA, all gather.
+  static __device__ __forceinline__ void produce(Storage& shared, const TensorMap* x, const TensorMap& weights,
+                                                 const GroupedGemmArgs& args, TileScheduler<kRows>& tiles,
+                                                 uint32_t k_tiles) {
+    Ring<kStages> ring(shared.ring);
+    RowGather<kRows, 32> rows(args, threadIdx.x % 32);
+    const uint32_t stages_x = shared_address(shared.x), stages_weights = shared_address(shared.weights);
+    WorkTile work;
+    while (tiles.next(work)) {
+      const ExpertMap from = expert_map(args, weights, work.expert);
+      const int column = (int)(work.column_block * kTileColumns);
+      if (kGathered) rows.begin(args, work);
+#pragma unroll 1
+      for (uint32_t k_tile = 0; k_tile < k_tiles; k_tile++) {
+        const uint32_t full = ring.wait_empty();
+        const uint32_t to_weights = stages_weights + ring.stage() * kBytesWeights, to_x = stages_x + ring.stage() * kBytesX;
+        if (threadIdx.x % 32 == 0) {
+          ptx::mbarrier_arrive_expect_tx(full, kBytesWeights + (kGathered ? 0 : kBytesX));
+          if (kGathered) {
+            ptx::tma_load_5d(to_weights, from.map, (int)k_tile * 64, 0, 0, column / 8, from.expert, full);
+          } else {
+            ptx::tma_load_3d(to_weights, from.map, (int)k_tile * 64, column, from.expert, full);
+            ptx::tma_load_2d(to_x, x, (int)k_tile * 64, (int)work.row, full);
+          }
+        }
+        if (kGathered) {
+          rows.copy(args, to_x, k_tile * 64);
+          ptx::cp_async_arrive_noinc(full);
+        } else {
+          __syncwarp();  // a lane that still waits must see this phase
+        }
+        ring.advance();
+      }
+    }
+    ptx::grid_launch_dependents();
+  }
+
+  static __device__ __forceinline__ void consume(Storage& shared, const GroupedGemmArgs& args,
+                                                 TileScheduler<kRows>& tiles, uint32_t k_tiles, uint32_t warp) {
+    Ring<kStages> ring(shared.ring);
+    const uint32_t weights = shared_address(shared.weights), x = shared_address(shared.x);
+    float acc[kBlocks][kRows / 2];
+    WorkTile work;
+    while (tiles.next(work)) {
+      multiply<T, kBytesWeights, kBytesX, kGathered>(ring, acc, weights, x, k_tiles);
+      const uint32_t lane = threadIdx.x % 32, first = work.column_block * kTileColumns + lane / 4;
+#pragma unroll
+      for (uint32_t j = 0; j < kRows / 4; j++) {
+        // Accumulators 4 i + q and 4 i + 2 + q: the same row of x, eight rows of weights apart.
+        const uint32_t i = j / 2, q = j % 2, row = work.row + i * 8 + lane % 4 * 2 + q;
+        if (row >= work.row_end) continue;
+#pragma unroll
+        for (uint32_t block = 0; block < kBlocks; block++) {
+          const float low = acc[block][i * 4 + q], high = acc[block][i * 4 + 2 + q];
+          if (kEpilogue == Epilogue::Store) {
+            const uint32_t column = first + block * 64 + warp * 16;
+            store(args, row, column, column, low);
+            store(args, row, column + 8, column + 8, high);
+          } else {
+            const uint32_t column = first + block * 32 + warp * 8;
+            const float gate = args.up_first ? high : low, up = args.up_first ? low : high;
+            if (kEpilogue == Epilogue::Activation) {
+              store(args, row, column, column, activate(args.activation, gate, up));
+            } else {
+              store(args, row, column, column, gate);
+              store(args, row, column, args.columns + column, up);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // The value of `column` of a half, at column `at` of the output.
+  static __device__ __forceinline__ void store(const GroupedGemmArgs& args, uint32_t row, uint32_t column, uint32_t at,
+                                               float value) {
+    if (column < args.columns)
+      device_pointer<T>(args.out)[row * args.out_stride + at] = T{(uint16_t)Float16<T>::pack(value, 0.f)};
+  }
+};
