@@ -6,6 +6,7 @@ use moe_kernels::Error;
 use moe_kernels::backend::Backend;
 use moe_kernels::config::{MoeConfig, Renormalize, Scoring};
 use moe_kernels::cuda::Path;
+use moe_kernels::cuda::driver::{Driver, KernelArg, LaunchConfig};
 use moe_kernels::weights::RouterWeights;
 
 use super::common::*;
@@ -343,6 +344,63 @@ fn shared_memory_has_no_bank_conflict() {
             run_router(device, &config, &x, (&narrow, Gate::Model), TIGHT);
         });
     }
+}
+
+/// `RouterTopKArgs` of kernels/abi.h.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct TopKArgs {
+    logits: u64,
+    topk_ids: u64,
+    topk_weights: u64,
+    strides: [u64; 3],
+    num_tokens_on_device: u64,
+    num_tokens: u32,
+    reserved: u32,
+    num_experts: u32,
+    top_k: u32,
+    scoring: u32,
+    renormalize: u32,
+}
+
+/// The second kernel alone, on logits that the first never makes: -0, which equals 0, NaNs of any sign
+/// and payload, subnormals.
+#[test]
+fn logits_of_any_bits_are_ranked_as_documented() {
+    let (tokens, e, k) = (6, 70, 32);
+    let odd = [0x8000_0000, 0, 0x7f80_0001, 0xffff_ffff, 1, 0x8000_0001, 0x7f7f_ffff, 0xff80_0000];
+    let mut rng = Rng::new(25);
+    let logits: Vec<f32> = (0..tokens * e).map(|_| f32::from_bits(odd[rng.below(8)])).collect();
+    let config = MoeConfig::new(8, 8, e, k);
+    let own = reference::route(&config, wide(&logits));
+    on_every_device(|device| {
+        let driver = device.backend.driver();
+        let (logits, ids) = (device.put(&logits), device.put(&vec![0i32; tokens * k]));
+        let weights = device.put(&vec![0f32; tokens * k]);
+        let args = TopKArgs {
+            logits: logits.address(),
+            topk_ids: ids.address(),
+            topk_weights: weights.address(),
+            strides: [e as u64, k as u64, k as u64],
+            num_tokens_on_device: 0,
+            num_tokens: tokens as u32,
+            reserved: 0,
+            num_experts: e as u32,
+            top_k: k as u32,
+            scoring: 0,
+            renormalize: 0,
+        };
+        let module = driver.load_module(&[]).unwrap();
+        let kernel = driver.function(module, "router_topk_128").unwrap();
+        let launch = LaunchConfig::linear(1, 128);
+        // SAFETY: the kernel takes these arguments, which name buffers of the sizes that they say.
+        #[expect(unsafe_code, reason = "a kernel launched by hand")]
+        unsafe { driver.launch(kernel, &launch, &[KernelArg::new(&args)], device.stream.raw()) }
+            .unwrap();
+        assert_exact("ids", &device.get(&ids), &own.ids, k);
+        let weights = wide(&device.get(&weights));
+        assert_close("weights", &weights, &own.weights, k, 1e-6);
+    });
 }
 
 #[test]
