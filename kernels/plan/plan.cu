@@ -196,12 +196,12 @@ __device__ __forceinline__ void scatter_chunks(PlanStorage& s, const PlanArgs& p
   }
 }
 
-#define PLAN_KERNEL(name, ...)                                              \
-  KERNEL(name, PLAN_THREADS, 1, const __grid_constant__ PlanArgs p) {       \
-    PlanStorage& s = shared_storage<PlanStorage>();                         \
-    ptx::grid_launch_dependents();                                          \
-    ptx::grid_dependency_wait();                                            \
-    __VA_ARGS__                                                             \
+#define PLAN_KERNEL(name, ...)                                        \
+  KERNEL(name, PLAN_THREADS, 1, const __grid_constant__ PlanArgs p) { \
+    PlanStorage& s = shared_storage<PlanStorage>();                   \
+    ptx::grid_launch_dependents();                                    \
+    ptx::grid_dependency_wait();                                      \
+    __VA_ARGS__                                                       \
   }
 PLAN_KERNEL(plan_count, count_chunks(s, p);)
 PLAN_KERNEL(plan_scan, scan_counts(s, p);)
