@@ -17,25 +17,7 @@ fn check(what: &str, ids: &[i32], top_k: usize, experts: usize, map: Option<&[i3
     run_plan(&device, &other, top_k, None, TIGHT, &mut plan);
     let given = run_plan(&device, ids, top_k, map, pad, &mut plan);
     let truth = reference::plan(ids, top_k, experts, map);
-    assert_exact(
-        &format!("{what}: tokens_per_expert"),
-        &given.tokens_per_expert,
-        &truth.tokens_per_expert,
-        0,
-    );
-    assert_exact(
-        &format!("{what}: expert_offsets"),
-        &given.expert_offsets,
-        &truth.expert_offsets,
-        0,
-    );
-    assert_exact(&format!("{what}: token_of_row"), &given.token_of_row, &truth.token_of_row, 0);
-    assert_exact(
-        &format!("{what}: row_of_assignment"),
-        &given.row_of_assignment,
-        &truth.row_of_assignment,
-        top_k,
-    );
+    check_plan(what, &given, &truth, top_k);
 }
 
 #[test]

@@ -8,42 +8,13 @@ use common::*;
 use moe_kernels::backend::Backend;
 use moe_kernels::config::{MAX_EXPERTS, MAX_TOP_K, MoeConfig, Renormalize, Scoring};
 
-/// The bound on weights, half of what targets.md allows: an f32 sum of 1024 exponentials is 2e-6
-/// off when it is made one after the other.
-const WEIGHTS: f64 = 5e-6;
-
-/// Against the truth, and the choice also against the computed logits, which it must follow
-/// exactly.
-fn check(what: &str, config: &MoeConfig, given: &Routed, truth: &reference::Routing) {
-    let MoeConfig { num_experts: e, top_k: k, .. } = *config;
-    assert_exact(&format!("{what}: topk_ids"), &given.ids, &truth.ids, k);
-    assert_close(&format!("{what}: router_logits"), &wide(&given.logits), &truth.logits, e, 1e-6);
-    assert_close(
-        &format!("{what}: topk_weights"),
-        &wide(&given.weights),
-        &truth.weights,
-        k,
-        WEIGHTS,
-    );
-    check_choice(what, config, given);
-}
-
-fn check_choice(what: &str, config: &MoeConfig, given: &Routed) {
-    let k = config.top_k;
-    let own = reference::route(config, wide(&given.logits));
-    assert_exact(&format!("{what}: topk_ids of the computed logits"), &given.ids, &own.ids, k);
-    let weights = wide(&given.weights);
-    let what = format!("{what}: topk_weights of the computed logits");
-    assert_close(&what, &weights, &own.weights, k, WEIGHTS);
-}
-
 fn every_case<B: Backend, T: Storage>(device: &Device<B>) {
     for case in cases() {
         let what = format!("{} {}", case.name, T::NAME);
         let data = Data::<T>::new(&case);
         let given =
             run_router(device, &case.config, &data.x, (&data.router, Gate::Model), case.pad);
-        check(&what, &case.config, &given, &data.routing(&case.config));
+        check_router(&what, &case.config, &given, &data.routing(&case.config));
     }
 }
 
@@ -150,7 +121,7 @@ fn faulty_logits<T: Storage>() {
                 (config.scoring, config.renormalize) = (scoring, renormalize);
                 let given = run_router(&cpu(), &config, &x, (&gate, Gate::Model), LOOSE);
                 let what = format!("{} K {k} {scoring:?} {renormalize:?}", T::NAME);
-                check(&what, &config, &given, &reference::route(&config, logits.clone()));
+                check_router(&what, &config, &given, &reference::route(&config, logits.clone()));
                 for (token, ids) in given.ids.chunks(k).enumerate() {
                     let mut sorted = ids.to_vec();
                     sorted.sort_unstable();
@@ -249,7 +220,7 @@ fn softmax_of_great_logits() {
         let (x, gate) = (rng.grid::<f32>(33 * h, 3, 16.0), rng.grid::<f32>(e * h, 3, 64.0));
         let given = run_router(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
         let truth = reference::route(&config, reference::logits(&wide(&x), &wide(&gate), h, e));
-        check("great logits", &config, &given, &truth);
+        check_router("great logits", &config, &given, &truth);
         assert!(given.weights.iter().all(|weight| weight.is_finite()));
     }
 }

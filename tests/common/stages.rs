@@ -8,7 +8,9 @@ use moe_kernels::ops::{
 };
 use moe_kernels::weights::RouterWeights;
 
-use super::{Bits, Device, Pad, Placed, Storage, TIGHT, bits, reference};
+use super::{
+    Bits, Device, Pad, Placed, Storage, TIGHT, assert_close, assert_exact, bits, reference, wide,
+};
 
 /// For operands that need no alignment.
 pub(crate) const ODD: Pad = Pad { offset: 3, gap: 5, tail: 1 };
@@ -91,6 +93,40 @@ pub(crate) fn run_router_for<B: Backend, T: Storage>(
     }
 }
 
+/// The bound on weights, half of what targets.md allows: an f32 sum of 1024 exponentials is 2e-6
+/// off when it is made one after the other.
+const ROUTING_WEIGHTS: f64 = 5e-6;
+
+/// Against the truth, and the choice also against the computed logits, which it must follow
+/// exactly.
+pub(crate) fn check_router(
+    what: &str,
+    config: &MoeConfig,
+    given: &Routed,
+    truth: &reference::Routing,
+) {
+    let MoeConfig { num_experts: e, top_k: k, .. } = *config;
+    assert_exact(&format!("{what}: topk_ids"), &given.ids, &truth.ids, k);
+    assert_close(&format!("{what}: router_logits"), &wide(&given.logits), &truth.logits, e, 1e-6);
+    assert_close(
+        &format!("{what}: topk_weights"),
+        &wide(&given.weights),
+        &truth.weights,
+        k,
+        ROUTING_WEIGHTS,
+    );
+    check_choice(what, config, given);
+}
+
+pub(crate) fn check_choice(what: &str, config: &MoeConfig, given: &Routed) {
+    let k = config.top_k;
+    let own = reference::route(config, wide(&given.logits));
+    assert_exact(&format!("{what}: topk_ids of the computed logits"), &given.ids, &own.ids, k);
+    let weights = wide(&given.weights);
+    let what = format!("{what}: topk_weights of the computed logits");
+    assert_close(&what, &weights, &own.weights, k, ROUTING_WEIGHTS);
+}
+
 /// Plans `ids [T, K]` into `plan`.
 pub(crate) fn run_plan<B: Backend>(
     device: &Device<B>,
@@ -131,6 +167,24 @@ pub(crate) fn run_plan_for<B: Backend>(
     device.backend.plan(op, &device.stream).unwrap();
     assert_eq!((plan.num_tokens(), plan.num_assignments()), (tokens, tokens * top_k));
     device.read_plan(plan)
+}
+
+/// Every count, offset and map, exactly.
+#[track_caller]
+pub(crate) fn check_plan(
+    what: &str,
+    given: &reference::Plan,
+    truth: &reference::Plan,
+    top_k: usize,
+) {
+    for (part, given, truth, cols) in [
+        ("tokens_per_expert", &given.tokens_per_expert, &truth.tokens_per_expert, 0),
+        ("expert_offsets", &given.expert_offsets, &truth.expert_offsets, 0),
+        ("token_of_row", &given.token_of_row, &truth.token_of_row, 0),
+        ("row_of_assignment", &given.row_of_assignment, &truth.row_of_assignment, top_k),
+    ] {
+        assert_exact(&format!("{what}: {part}"), given, truth, cols);
+    }
 }
 
 /// `rows [R, H]` in a poisoned buffer: all of it that the plan uses, and the poison after. `ids` are
