@@ -46,7 +46,8 @@ __device__ __forceinline__ void portable_prefill(const GroupedGemmArgs& args) {
     float acc[kM][kN][4] = {};
     const WorkTile work = pipeline.accumulate(acc, (args.depth + kTile.depth - 1) / kTile.depth, loader);
 
-    const uint32_t column = work.column_block * kTileColumns<kTile, kEpilogue> + warp_column / (kPairs ? 2 : 1) + lane % 4 * 8;
+    const uint32_t column =
+        work.column_block * kTileColumns<kTile, kEpilogue> + warp_column / (kPairs ? 2 : 1) + lane % 4 * 8;
 #pragma unroll
     for (int m = 0; m < kM; m++)
 #pragma unroll

@@ -18,8 +18,8 @@ struct CopyTile {
   uint32_t threads;
 };
 
-// A tile's place travels beside its operands, so that it is looked up once.  Loading is ahead by up to kTile.stages
-// tiles of one block, and one tile's place is still read while a faster warp loads.
+// A tile's place travels beside its operands, so that it is looked up once.  Where a tile's depth is one block, a warp
+// may look up the tile kTile.stages + 1 after the one whose place others still read.
 template <CopyTile kTile> struct CopyStorage {
   alignas(128) uint16_t x[kTile.stages][kTile.rows * kTile.depth];
   alignas(128) uint16_t weights[kTile.stages][kTile.columns * kTile.depth];
@@ -146,7 +146,8 @@ template <CopyTile kTile, bool kWeightsFirst, class T, int kM, int kN> class Cop
   // The warp's first row and first column in the product.
   template <class Loader>
   __device__ __forceinline__ CopyPipeline(CopyStorage<kTile>& storage, Loader& loader, uint32_t row, uint32_t column)
-      : storage_(storage), product_(row, column), rows_(shared_address(kWeightsFirst ? storage.weights[0] : storage.x[0])),
+      : storage_(storage), product_(row, column),
+        rows_(shared_address(kWeightsFirst ? storage.weights[0] : storage.x[0])),
         columns_(shared_address(kWeightsFirst ? storage.x[0] : storage.weights[0])) {
 #pragma unroll 1
     for (uint32_t i = 0; i + 1 < kTile.stages; i++) loader.next(i);

@@ -50,7 +50,8 @@ template <class T, uint32_t kDepth, int kM, int kN> class WarpProduct {
 
   // acc += the product of a step.  Meanwhile the fragments of the next one are loaded, if it `follows`; it may be
   // the first of other stages, which are those given.
-  __device__ __forceinline__ void add(float (&acc)[kM][kN][4], int step, bool follows, uint32_t rows, uint32_t columns) {
+  __device__ __forceinline__ void add(float (&acc)[kM][kN][4], int step, bool follows, uint32_t rows,
+                                      uint32_t columns) {
     const int next = (step + 1) % kSteps;
     if (follows) load_a(rows, next);
 #pragma unroll
