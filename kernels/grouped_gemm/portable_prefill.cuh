@@ -56,7 +56,7 @@ __device__ __forceinline__ void portable_prefill(const GroupedGemmArgs& args) {
         uint32_t v[2][4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const float(&first)[4] = acc[m][kPairs ? 2 * i : i], (&second)[4] = acc[m][kPairs ? 2 * i + 1 : i + 4];
+          const float (&first)[4] = acc[m][kPairs ? 2 * i : i], (&second)[4] = acc[m][kPairs ? 2 * i + 1 : i + 4];
           if constexpr (kEpilogue == Epilogue::Activation) {
             v[0][i] = Float16<T>::pack(activate(args.activation, first[2 * h], second[2 * h]),
                                        activate(args.activation, first[2 * h + 1], second[2 * h + 1]));

@@ -52,9 +52,8 @@ constexpr uint32_t kTileColumns = kEpilogue == Epilogue::Store ? kTile.columns :
 template <CopyTile kTile, Epilogue kEpilogue, class T, class Layout> class CopyLoader {
  public:
   __device__ __forceinline__ CopyLoader(const GroupedGemmArgs& args, CopyStorage<kTile>& storage)
-      : args_(args), storage_(storage),
-        tiles_(device_pointer<const uint32_t>(args.expert_offsets), args.num_experts,
-               (args.columns + kColumns - 1) / kColumns, blockIdx.x, gridDim.x),
+      : args_(args), storage_(storage), tiles_(device_pointer<const uint32_t>(args.expert_offsets), args.num_experts,
+                                               (args.columns + kColumns - 1) / kColumns, blockIdx.x, gridDim.x),
         chunk_(threadIdx.x % kChunks), row_(threadIdx.x / kChunks), depth_(args.depth) {
     const uint32_t offset = chunk_offset<kTile.depth>(row_, chunk_);
     x_stage_ = shared_address(storage.x) + offset;
