@@ -83,6 +83,9 @@ impl EpilogueKind {
     }
 }
 
+/// Shared memory that the system keeps of each block, in bytes.
+const RESERVED_SHARED: u32 = 1 << 10;
+
 /// A tile: what one block of threads computes at a time, and what it needs for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
@@ -98,7 +101,7 @@ pub struct Tile {
     pub stages: u32,
     /// Threads of a block.
     pub threads: u32,
-    /// Blocks that a multiprocessor is meant to hold.
+    /// Blocks that a multiprocessor is meant to hold, where it has the shared memory.
     pub blocks_per_sm: u32,
     /// Dynamic shared memory of a block in bytes.
     pub shared_bytes: u32,
@@ -117,6 +120,14 @@ impl Tile {
     pub fn fits(&self, device: &DeviceProperties) -> bool {
         self.family.runs_on(device.compute_capability)
             && self.shared_bytes <= device.max_shared_per_block
+    }
+
+    /// Blocks that a multiprocessor of the device holds. More would wait until others end, and take a
+    /// full share of the tiles even so.
+    #[must_use]
+    pub fn resident_blocks(&self, device: &DeviceProperties) -> u32 {
+        let room = device.max_shared_per_sm / (self.shared_bytes + RESERVED_SHARED);
+        self.blocks_per_sm.min(room).max(1)
     }
 
     /// Columns of the output's first half that one tile computes.
@@ -164,7 +175,8 @@ impl Problem {
 
 /// The tile of `tiles` for `problem` on `device`: of the families that `path` allows, the one with
 /// weights as M while all of an expert's rows fit one tile of it, then tokens as M; of a family's
-/// tiles, the smallest that holds an expert's rows, else the largest.
+/// tiles, the least high that holds an expert's rows, else the highest; of those, the widest that still
+/// gives each multiprocessor a tile, else the narrowest.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if no tile fits the device.
@@ -184,19 +196,27 @@ pub fn choose<'a>(
     } else {
         (Family::PortableDecode, Family::PortablePrefill)
     };
-    let rows = problem.rows_per_expert();
-    let smallest = |family| {
-        let fitting = tiles.iter().filter(move |t| t.family == family && t.fits(device));
-        let holding = fitting.clone().filter(|t| t.rows as usize >= rows);
-        let chosen = holding.min_by_key(|t| (t.rows, std::cmp::Reverse(t.columns)));
-        (chosen, fitting.max_by_key(|t| (t.rows, t.columns)))
+    let of = |family: Family, holding: bool| {
+        let fitting = || tiles.iter().filter(move |t| t.family == family && t.fits(device));
+        let heights = fitting().map(|t| t.rows as usize);
+        let height = if holding {
+            heights.filter(|&rows| rows >= problem.rows_per_expert()).min()?
+        } else {
+            heights.max()?
+        };
+        let alike = || fitting().filter(move |t| t.rows as usize == height);
+        let busy = |t: &&Tile| problem.max_tiles(t) >= u64::from(device.sm_count);
+        let widest = alike().filter(busy).max_by_key(|t| t.columns);
+        widest.or_else(|| alike().min_by_key(|t| t.columns))
     };
-    let (decode, widest_decode) = smallest(decode);
-    let (prefill, largest) = smallest(prefill);
-    decode.or(prefill).or(largest).or(widest_decode).ok_or_else(|| Error::Unsupported {
-        what: format!("grouped GEMM on {} by path {path}", device.name),
-        supported: "compute capability 8.0 and up; path hopper: 9.0".to_owned(),
-    })
+    of(decode, true)
+        .or_else(|| of(prefill, true))
+        .or_else(|| of(prefill, false))
+        .or_else(|| of(decode, false))
+        .ok_or_else(|| Error::Unsupported {
+            what: format!("grouped GEMM on {} by path {path}", device.name),
+            supported: "compute capability 8.0 and up; path hopper: 9.0".to_owned(),
+        })
 }
 
 const fn tile(
@@ -219,9 +239,9 @@ pub const TILES: &[Tile] = &[
     tile(Family::PortablePrefill, [128, 256, 32, 4, 256, 1, 98_432]),
     tile(Family::PortablePrefill, [128, 128, 32, 3, 128, 2, 49_280]),
     tile(Family::PortablePrefill, [ 64, 128, 32, 4, 128, 3, 49_280]),
-    tile(Family::PortableDecode,  [ 32, 128, 32, 4, 128, 2, 41_088]),
-    tile(Family::PortableDecode,  [ 16,  64, 64, 4,  64, 2, 41_088]),
-    tile(Family::PortableDecode,  [  8,  64, 64, 5,  64, 2, 46_208]),
+    tile(Family::PortableDecode,  [  8,  64, 64, 5,  64, 4, 46_208]),
+    tile(Family::PortableDecode,  [ 16,  64, 64, 4,  64, 4, 41_088]),
+    tile(Family::PortableDecode,  [ 32, 128, 32, 4, 128, 4, 41_088]),
 ];
 
 /// `kernels/tile/tiles.h`.

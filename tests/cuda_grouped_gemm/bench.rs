@@ -300,7 +300,8 @@ pub(crate) fn proves(tile: &'static Tile, shapes: &[Shape]) {
     }
 }
 
-/// No shared-memory access of the tile's kernels needs more passes than its bytes do.
+/// No shared-memory access of the tile's kernels needs more passes than its bytes do, and no store of the
+/// portable ones more sectors, where the output's rows are whole sectors.
 pub(crate) fn has_no_bank_conflict(tile: &'static Tile, shape: &Shape) {
     let inputs = Inputs::<bf16>::new(shape);
     let options = Options { lint: true, ..Options::checked(1) };
@@ -310,6 +311,10 @@ pub(crate) fn has_no_bank_conflict(tile: &'static Tile, shape: &Shape) {
     let shared: Vec<&str> = report.lines().filter(|line| line.starts_with("shared ")).collect();
     for line in &shared {
         assert!(line.contains(" 1.00 times the passes"), "{line}");
+    }
+    let portable = |line: &&str| line.starts_with("global store ") && line.contains("portable_");
+    for line in report.lines().filter(portable) {
+        assert!(line.contains(" 1.00 times the sectors"), "{line}");
     }
     // The lint must have seen the prefill kernels' staged output and the portable ones' ldmatrix.
     assert_eq!(shared.is_empty(), tile.family == Family::HopperDecode, "{report}");
