@@ -211,6 +211,8 @@ const fn tile(
 pub const TILES: &[Tile] = &[
     //                           rows columns depth stages threads blocks shared
     tile(Family::HopperPrefill,   [128, 256, 64, 4, 384, 1, 230_400]),
+    tile(Family::HopperPrefill,   [128, 128, 64, 6, 384, 1, 214_016]),
+    tile(Family::HopperPrefill,   [128, 192, 64, 5, 384, 1, 230_400]),
     tile(Family::HopperDecode,    [  8,  64, 64, 12, 160, 2, 111_616]),
     tile(Family::HopperDecode,    [  8, 128, 64, 6, 160, 2, 105_472]),
     tile(Family::HopperDecode,    [ 16, 128, 64, 6, 160, 2, 111_616]),
