@@ -24,6 +24,7 @@ fn main() {
         println!("cargo:rerun-if-changed={}", watched.display());
     }
     println!("cargo:rerun-if-env-changed=MOE_EMULATOR_UBSAN");
+    println!("cargo:rerun-if-env-changed=MOE_EMULATOR_REQUIRE_CXX");
 
     let probe = out.join("probe.cpp");
     fs::write(&probe, PROBE).expect("OUT_DIR is writable");
@@ -34,6 +35,7 @@ fn main() {
         .try_compile("probe")
         .is_err()
     {
+        assert!(!is_set("MOE_EMULATOR_REQUIRE_CXX"), "no C++20 compiler, and one is required");
         println!("cargo:warning=no C++20 compiler: the emulator is built without its models");
         println!("cargo:rustc-cfg=no_cxx");
         return;
@@ -110,7 +112,10 @@ fn base(root: &Path, kernels: &Path) -> cc::Build {
 }
 
 fn ubsan() -> bool {
-    env::var_os("MOE_EMULATOR_UBSAN").is_some_and(|v| v == "1")
+    is_set("MOE_EMULATOR_UBSAN")
+}
+fn is_set(name: &str) -> bool {
+    env::var_os(name).is_some_and(|v| v == "1")
 }
 
 /// A source, its object, and the command that makes one from the other.

@@ -12,6 +12,20 @@
 #define ABI_ASSERT(condition) _Static_assert(condition, #condition)
 #endif
 
+// In row_of_assignment: the assignment has no row here.
+#define NOT_ROUTED 0xffffffffu
+
+// What launches share with the kernels.  Row-wise kernels (permute, activation, combine): grid.y blocks of
+// ROW_THREADS * 8 columns, and any number of blocks along x, which stride over the rows or tokens.
+enum { ROW_THREADS = 128, PERMUTE_ROWS = 4, ACTIVATION_ROWS = 2 };
+// Router: a block computes a tile of logits, in grid.x tiles of experts and any number along y, or routes a token in
+// each warp.  Few tokens have tiles of their own.
+enum { ROUTER_THREADS = 128 };
+enum { LOGITS_TOKENS = 32, LOGITS_EXPERTS = 32, LOGITS_SHARED = 33792 };
+enum { LOGITS_FEW_TOKENS = 8, LOGITS_FEW_EXPERTS = 2, LOGITS_FEW_SHARED = 41120 };
+// Plan: a block takes PLAN_TILE assignments at a time, and chunks are multiples of that.
+enum { PLAN_THREADS = 512, PLAN_TILE = 2048, PLAN_SHARED = 41024 };
+
 // T: at most `host`; the number at `device` (uint32_t), where that is not 0.
 typedef struct TokenCount {
   uint64_t device;
@@ -61,7 +75,7 @@ typedef struct PlanArgs {
   uint64_t expert_offsets;     // uint32_t [E + 1]
   uint64_t token_of_row;       // uint32_t [R]
   uint64_t row_of_assignment;  // uint32_t [R]
-  uint64_t scratch;            // uint32_t [chunks, E]
+  uint64_t scratch;            // uint32_t [chunks, E]; what it holds before does not matter
   TokenCount num_tokens;
   uint32_t expert_map_len;
   uint32_t num_experts;

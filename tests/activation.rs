@@ -5,45 +5,7 @@
 mod common;
 
 use common::*;
-use moe_kernels::backend::Backend;
 use moe_kernels::config::ActivationFn;
-use moe_kernels::memory::{Matrix, MatrixMut};
-use moe_kernels::ops::Activation;
-
-/// `[R, I]` from `[R, 2I]`, for a plan of `routed` rows of `rows`; the others hold poison.
-fn run<B: Backend, T: Storage>(
-    device: &Device<B>,
-    gate_up: &[T],
-    columns: usize,
-    rows: usize,
-    pad: Pad,
-) -> Vec<T> {
-    let routed = gate_up.len() / (2 * columns);
-    let mut ids = vec![-1; rows];
-    ids[..routed].fill(0);
-    let plan = device.plan(&ids, 1, 3);
-    let mut gate_up = gate_up.to_vec();
-    gate_up.resize(rows * 2 * columns, T::POISON);
-    let gate_up = Placed::new(&gate_up, rows, 2 * columns, pad);
-    let gate_up_buffer = gate_up.put(device);
-    let out = Placed::poison(rows, columns, pad);
-    let mut out_buffer = out.put(device);
-    let op = Activation::new(
-        ActivationFn::SwiGlu,
-        Matrix::new("gate_up", &gate_up_buffer, gate_up.layout).unwrap(),
-        &plan,
-        MatrixMut::new("out", &mut out_buffer, out.layout).unwrap(),
-    )
-    .unwrap();
-    device.backend.activation(op, &device.stream).unwrap();
-    let out = out.take("activation", device, &out_buffer);
-    let (stored, rest) = out.split_at(routed * columns);
-    assert!(
-        rest.iter().all(|value| value.bits() == T::POISON.bits()),
-        "rows past the last offset were written"
-    );
-    stored.to_vec()
-}
 
 fn expected<T: Storage>(gate_up: &[T], columns: usize, store: reference::Store<'_>) -> Vec<f64> {
     let (mut gate, mut up) = (Vec::new(), Vec::new());
@@ -61,7 +23,7 @@ fn sizes<T: Storage>() {
             for routed in [0, rows / 2, rows] {
                 for pad in [TIGHT, LOOSE] {
                     let gate_up: Vec<T> = rng.full(routed * 2 * columns, 2.0);
-                    let given = run(&cpu(), &gate_up, columns, rows, pad);
+                    let given = run_activation(&cpu(), &gate_up, columns, rows, pad);
                     let truth = expected(&gate_up, columns, &reference::exact);
                     let plain = expected(&gate_up, columns, &round::<T>);
                     let what = format!("{routed} of {rows} rows, {columns} columns");
@@ -86,7 +48,7 @@ fn whole_range<T: Storage>() {
         gate_up[place] = T::nearest(gate);
     }
     gate_up[columns..].fill(T::nearest(1.5));
-    let given = wide(&run(&cpu(), &gate_up, columns, 1, TIGHT));
+    let given = wide(&run_activation(&cpu(), &gate_up, columns, 1, TIGHT));
     let truth = expected(&gate_up, columns, &reference::exact);
     let (relative, smallest) = match T::NAME {
         "f32" => (3e-7, 1e-37),
@@ -114,7 +76,7 @@ fn extremes<T: Storage>() {
     let gates: Vec<T> = values.iter().map(|&value| T::nearest(value)).collect();
     for up in [1.0, -1.0, 0.5] {
         let gate_up: Vec<T> = gates.iter().copied().chain([T::nearest(up); 8]).collect();
-        let given = wide(&run(&cpu(), &gate_up, 8, 1, TIGHT));
+        let given = wide(&run_activation(&cpu(), &gate_up, 8, 1, TIGHT));
         for (place, value) in values.iter().enumerate() {
             let expected = match value {
                 v if v.is_nan() => f64::NAN,
@@ -136,5 +98,5 @@ fn great_gates_do_not_overflow() {
 #[test]
 fn the_same_bits_every_time() {
     let gate_up: Vec<f32> = Rng::new(3).full(130 * 2 * 72, 2.0);
-    same_on_every_pool("activation", || bits(&run(&cpu(), &gate_up, 72, 140, LOOSE)));
+    same_on_every_pool("activation", || bits(&run_activation(&cpu(), &gate_up, 72, 140, LOOSE)));
 }

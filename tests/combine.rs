@@ -5,62 +5,7 @@
 mod common;
 
 use common::*;
-use moe_kernels::backend::Backend;
-use moe_kernels::memory::{Matrix, MatrixMut};
-use moe_kernels::ops::{Combine, Output, Write};
-
-/// Weights need no alignment.
-const ODD: Pad = Pad { offset: 3, gap: 5, tail: 1 };
-
-/// A token's experts, the rows of all, and what the output held before.
-struct Input<'a, T> {
-    ids: &'a [i32],
-    top_k: usize,
-    experts: usize,
-    weights: &'a [f32],
-    /// `[routed, H]`.
-    rows: &'a [T],
-    before: &'a [T],
-    hidden: usize,
-}
-
-fn run<B: Backend, T: Storage>(
-    device: &Device<B>,
-    input: &Input<'_, T>,
-    write: Write,
-    pad: Pad,
-) -> Vec<T> {
-    let Input { ids, top_k, experts, weights, rows, before, hidden } = *input;
-    let plan = device.plan(ids, top_k, experts);
-    let mut rows = rows.to_vec();
-    // Rows past the last offset, and weights of assignments without a row, must not be read.
-    rows.resize(ids.len() * hidden, T::POISON);
-    let weights: Vec<f32> = ids
-        .iter()
-        .zip(weights)
-        .map(|(&id, &weight)| if id < 0 { f32::POISON } else { weight })
-        .collect();
-    let tokens = ids.len() / top_k;
-    let rows = Placed::new(&rows, ids.len(), hidden, pad);
-    let weights = Placed::new(&weights, tokens, top_k, if pad == TIGHT { TIGHT } else { ODD });
-    let out = Placed::new(before, tokens, hidden, pad);
-    let (rows_buffer, weights_buffer) = (rows.put(device), weights.put(device));
-    let mut out_buffer = out.put(device);
-    let matrix = MatrixMut::new("output", &mut out_buffer, out.layout).unwrap();
-    let output = match write {
-        Write::Overwrite => Output::overwrite(matrix),
-        Write::Accumulate => Output::accumulate(matrix),
-    };
-    let op = Combine::new(
-        Matrix::new("rows", &rows_buffer, rows.layout).unwrap(),
-        Matrix::new("topk_weights", &weights_buffer, weights.layout).unwrap(),
-        &plan,
-        output,
-    )
-    .unwrap();
-    device.backend.combine(op, &device.stream).unwrap();
-    out.take("output", device, &out_buffer)
-}
+use moe_kernels::ops::Write;
 
 fn check<T: Storage>(case: &Case, ids: &[i32]) {
     let (h, k, e) = (case.config.hidden_size, case.config.top_k, case.config.num_experts);
@@ -70,7 +15,7 @@ fn check<T: Storage>(case: &Case, ids: &[i32]) {
     let weights: Vec<f32> = rng.full(ids.len(), 0.7);
     let before: Vec<T> = rng.full(case.tokens * h, 1.0);
     let poison = vec![T::POISON; before.len()];
-    let mut input = Input {
+    let mut input = CombineInput {
         ids,
         top_k: k,
         experts: e,
@@ -83,12 +28,12 @@ fn check<T: Storage>(case: &Case, ids: &[i32]) {
         reference::combine(&wide(&rows), &wide(&weights), &plan, h, k, before, store)
     };
 
-    let given = run(&cpu(), &input, Write::Overwrite, case.pad);
+    let given = run_combine(&cpu(), &input, Write::Overwrite, case.pad);
     let (truth, plain) = (expected(None, &reference::exact), expected(None, &round::<T>));
     assert_within::<T>(&format!("{}: overwrite", case.name), &wide(&given), &truth, &plain, h);
 
     input.before = &before;
-    let given = run(&cpu(), &input, Write::Accumulate, case.pad);
+    let given = run_combine(&cpu(), &input, Write::Accumulate, case.pad);
     let before_wide = wide(&before);
     let truth = expected(Some(&before_wide), &reference::exact);
     let plain = expected(Some(&before_wide), &round::<T>);
@@ -127,7 +72,7 @@ fn tokens_without_experts<T: Storage>() {
     // A signalling NaN: any arithmetic would quieten it.
     before[13] = signalling::<T>();
     let weights = [0.5; 6];
-    let input = Input {
+    let input = CombineInput {
         ids: &ids,
         top_k: 2,
         experts: 2,
@@ -136,9 +81,9 @@ fn tokens_without_experts<T: Storage>() {
         before: &before,
         hidden: 8,
     };
-    let given = run(&cpu(), &input, Write::Accumulate, TIGHT);
+    let given = run_combine(&cpu(), &input, Write::Accumulate, TIGHT);
     assert_exact("kept bits", &bits(&given[8..16]), &bits(&before[8..16]), 8);
-    let given = run(&cpu(), &input, Write::Overwrite, TIGHT);
+    let given = run_combine(&cpu(), &input, Write::Overwrite, TIGHT);
     assert_exact("zeros", &bits(&given[8..16]), &[0; 8], 8);
     assert!(wide(&given).iter().all(|value| value.is_finite()), "the old output was read");
 }
@@ -170,7 +115,7 @@ fn rounded_once<T: Storage>() {
     // Each step alone is lost when added to 1 in T; all of them are not.
     let weights = vec![step as f32; 32];
     let before = vec![T::nearest(1.0); 8];
-    let input = Input {
+    let input = CombineInput {
         ids: &ids,
         top_k: 32,
         experts: 32,
@@ -179,7 +124,7 @@ fn rounded_once<T: Storage>() {
         before: &before,
         hidden: 8,
     };
-    let given = run(&cpu(), &input, Write::Accumulate, TIGHT);
+    let given = run_combine(&cpu(), &input, Write::Accumulate, TIGHT);
     assert_exact("rounded once", &wide(&given), &[1.0 + 32.0 * step; 8], 8);
     assert_eq!(round::<T>(1.0 + step), 1.0, "the test cannot tell");
 }
@@ -203,7 +148,7 @@ fn a_sum_is_made_in_the_order_of_k() {
         // Rows are in expert order: the reverse of the order of k.
         let ids = [2, 1, 0];
         let rows: Vec<f32> = values.iter().rev().flat_map(|&value| [value; 8]).collect();
-        let input = Input {
+        let input = CombineInput {
             ids: &ids,
             top_k: 3,
             experts: 3,
@@ -212,10 +157,10 @@ fn a_sum_is_made_in_the_order_of_k() {
             before: &[before; 8],
             hidden: 8,
         };
-        let given = run(&cpu(), &input, Write::Accumulate, TIGHT);
+        let given = run_combine(&cpu(), &input, Write::Accumulate, TIGHT);
         assert_exact(&format!("{values:?} onto {before}"), &given, &[expected; 8], 8);
         if before == 0.0 {
-            let given = run(&cpu(), &input, Write::Overwrite, TIGHT);
+            let given = run_combine(&cpu(), &input, Write::Overwrite, TIGHT);
             assert_exact(&format!("{values:?}"), &given, &[expected; 8], 8);
         }
     }
@@ -231,9 +176,16 @@ fn one_tokens_fault_touches_no_other() {
     let weights: Vec<f32> = rng.full(66, 1.0);
     let before = vec![f32::POISON; 33 * h];
     let go = |rows: &[f32], weights: &[f32]| {
-        let input =
-            Input { ids: &ids, top_k: k, experts: 5, weights, rows, before: &before, hidden: h };
-        run(&cpu(), &input, Write::Overwrite, TIGHT)
+        let input = CombineInput {
+            ids: &ids,
+            top_k: k,
+            experts: 5,
+            weights,
+            rows,
+            before: &before,
+            hidden: h,
+        };
+        run_combine(&cpu(), &input, Write::Overwrite, TIGHT)
     };
     let clean = go(&rows, &weights);
     let mut faulty_rows = rows.clone();
@@ -259,7 +211,7 @@ fn the_same_bits_every_time() {
     let weights: Vec<f32> = rng.full(ids.len(), 1.0);
     let before: Vec<half::bf16> = rng.full(case.tokens * h, 1.0);
     same_on_every_pool("combine", || {
-        let input = Input {
+        let input = CombineInput {
             ids: &ids,
             top_k: k,
             experts: e,
@@ -268,6 +220,7 @@ fn the_same_bits_every_time() {
             before: &before,
             hidden: h,
         };
-        [Write::Overwrite, Write::Accumulate].map(|write| bits(&run(&cpu(), &input, write, LOOSE)))
+        [Write::Overwrite, Write::Accumulate]
+            .map(|write| bits(&run_combine(&cpu(), &input, write, LOOSE)))
     });
 }

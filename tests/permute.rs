@@ -5,40 +5,13 @@
 mod common;
 
 use common::*;
-use moe_kernels::backend::Backend;
-use moe_kernels::memory::{Matrix, MatrixMut};
-use moe_kernels::ops::Permute;
-
-/// `rows [R, H]` in a poisoned buffer: all of it that the plan uses, and the poison after.
-fn run<B: Backend, T: Storage>(
-    device: &Device<B>,
-    x: &[T],
-    hidden: usize,
-    ids: (&[i32], usize, usize),
-    pad: Pad,
-) -> Vec<T> {
-    let (ids, top_k, experts) = ids;
-    let plan = device.plan(ids, top_k, experts);
-    let x = Placed::new(x, x.len() / hidden, hidden, pad);
-    let x_buffer = x.put(device);
-    let rows = Placed::poison(ids.len(), hidden, pad);
-    let mut rows_buffer = rows.put(device);
-    let op = Permute::new(
-        Matrix::new("x", &x_buffer, x.layout).unwrap(),
-        &plan,
-        MatrixMut::new("rows", &mut rows_buffer, rows.layout).unwrap(),
-    )
-    .unwrap();
-    device.backend.permute(op, &device.stream).unwrap();
-    rows.take("rows", device, &rows_buffer)
-}
 
 #[track_caller]
 fn check<T: Storage>(what: &str, x: &[T], hidden: usize, ids: (&[i32], usize, usize), pad: Pad) {
     let plan = reference::plan(ids.0, ids.1, ids.2, None);
     let mut expected = bits(&reference::permute(x, &plan, hidden));
     expected.resize(ids.0.len() * hidden, T::POISON.bits());
-    let given = bits(&run(&cpu(), x, hidden, ids, pad));
+    let given = bits(&run_permute(&cpu(), x, hidden, ids, pad));
     assert_exact(&format!("{what} {}", T::NAME), &given, &expected, hidden);
 }
 
@@ -93,5 +66,5 @@ fn the_same_bits_every_time() {
     let mut rng = Rng::new(4);
     let x = rng.full::<f32>(130 * 40, 1.0);
     let ids = rng.ids(130, 16, 4);
-    same_on_every_pool("permute", || bits(&run(&cpu(), &x, 40, (&ids, 4, 16), LOOSE)));
+    same_on_every_pool("permute", || bits(&run_permute(&cpu(), &x, 40, (&ids, 4, 16), LOOSE)));
 }

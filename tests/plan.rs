@@ -5,35 +5,8 @@
 mod common;
 
 use common::*;
-use moe_kernels::backend::Backend;
 use moe_kernels::config::{MAX_EXPERTS, MAX_TOP_K};
-use moe_kernels::memory::Matrix;
-use moe_kernels::ops::{NOT_ROUTED, Plan, RoutingPlan};
-
-/// Plans `ids [T, K]` into `plan`.
-fn run<B: Backend>(
-    device: &Device<B>,
-    ids: &[i32],
-    top_k: usize,
-    map: Option<&[i32]>,
-    pad: Pad,
-    plan: &mut RoutingPlan<B>,
-) -> reference::Plan {
-    let tokens = ids.len() / top_k;
-    let ids = Placed::new(ids, tokens, top_k, pad);
-    let ids_buffer = ids.put(device);
-    let map = map.map(|map| Placed::new(map, 1, map.len(), pad));
-    let map_buffer = map.as_ref().map(|map| map.put(device));
-    let map = map_buffer
-        .as_ref()
-        .zip(map.as_ref())
-        .map(|(buffer, map)| Matrix::new("expert_map", buffer, map.layout).unwrap());
-    let ids = Matrix::new("topk_ids", &ids_buffer, ids.layout).unwrap();
-    let op = Plan::new(ids, map, plan).unwrap();
-    device.backend.plan(op, &device.stream).unwrap();
-    assert_eq!((plan.num_tokens(), plan.num_assignments()), (tokens, tokens * top_k));
-    device.read_plan(plan)
-}
+use moe_kernels::ops::{NOT_ROUTED, RoutingPlan};
 
 #[track_caller]
 fn check(what: &str, ids: &[i32], top_k: usize, experts: usize, map: Option<&[i32]>, pad: Pad) {
@@ -41,31 +14,11 @@ fn check(what: &str, ids: &[i32], top_k: usize, experts: usize, map: Option<&[i3
     // More room than is needed, and the traces of another plan in it.
     let mut plan = RoutingPlan::new(&device.backend, experts, ids.len() + 5 * top_k).unwrap();
     let other: Vec<i32> = Rng::new(1).ids(ids.len() / top_k + 5, experts, 1).repeat(top_k);
-    run(&device, &other, top_k, None, TIGHT, &mut plan);
-    let given = run(&device, ids, top_k, map, pad, &mut plan);
+    run_plan(&device, &other, top_k, None, TIGHT, &mut plan);
+    let given = run_plan(&device, ids, top_k, map, pad, &mut plan);
     let truth = reference::plan(ids, top_k, experts, map);
-    assert_exact(
-        &format!("{what}: tokens_per_expert"),
-        &given.tokens_per_expert,
-        &truth.tokens_per_expert,
-        0,
-    );
-    assert_exact(
-        &format!("{what}: expert_offsets"),
-        &given.expert_offsets,
-        &truth.expert_offsets,
-        0,
-    );
-    assert_exact(&format!("{what}: token_of_row"), &given.token_of_row, &truth.token_of_row, 0);
-    assert_exact(
-        &format!("{what}: row_of_assignment"),
-        &given.row_of_assignment,
-        &truth.row_of_assignment,
-        top_k,
-    );
+    check_plan(what, &given, &truth, top_k);
 }
-
-const ODD: Pad = Pad { offset: 5, gap: 3, tail: 2 };
 
 #[test]
 fn every_case_equals_the_oracle() {
@@ -86,7 +39,7 @@ fn a_plan_by_hand() {
     let device = cpu();
     let ids = [0, 1, 0, 3, 1, 3, 3, 0];
     let mut plan = RoutingPlan::new(&device.backend, 4, 8).unwrap();
-    let given = run(&device, &ids, 2, None, TIGHT, &mut plan);
+    let given = run_plan(&device, &ids, 2, None, TIGHT, &mut plan);
     assert_eq!(given.tokens_per_expert, [3, 2, 0, 3]);
     assert_eq!(given.expert_offsets, [0, 3, 5, 5, 8]);
     assert_eq!(given.token_of_row, [0, 1, 3, 0, 2, 1, 2, 3]);
@@ -108,7 +61,7 @@ fn ids_that_are_not_routed_here() {
         let given = {
             let device = cpu();
             let mut plan = RoutingPlan::new(&device.backend, e, ids.len()).unwrap();
-            run(&device, &vec![-1; tokens * k], k, None, TIGHT, &mut plan)
+            run_plan(&device, &vec![-1; tokens * k], k, None, TIGHT, &mut plan)
         };
         assert!(given.row_of_assignment.iter().all(|&row| row == NOT_ROUTED));
         assert!(given.expert_offsets.iter().all(|&offset| offset == 0));
@@ -178,9 +131,9 @@ fn rows_past_the_last_offset_stay_as_they_are() {
     let device = cpu();
     let mut plan = RoutingPlan::new(&device.backend, 4, 12).unwrap();
     // Every token but the first has the same expert: rows 1 to 5 get 1, 1, 2, 2 and then some.
-    run(&device, &[0, 3, 3, 3, 3, 3], 2, None, TIGHT, &mut plan);
+    run_plan(&device, &[0, 3, 3, 3, 3, 3], 2, None, TIGHT, &mut plan);
     assert_eq!(device.get(plan.token_of_row())[..6], [0, 0, 1, 1, 2, 2]);
-    run(&device, &[0, -1, -1, 3, -1, 2], 2, None, TIGHT, &mut plan);
+    run_plan(&device, &[0, -1, -1, 3, -1, 2], 2, None, TIGHT, &mut plan);
     let tokens = device.get(plan.token_of_row());
     assert_eq!(tokens[..3], [0, 2, 1]);
     assert_eq!(tokens[3..], [1, 2, 2, 0, 0, 0, 0, 0, 0]);

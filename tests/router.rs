@@ -7,105 +7,14 @@ mod common;
 use common::*;
 use moe_kernels::backend::Backend;
 use moe_kernels::config::{MAX_EXPERTS, MAX_TOP_K, MoeConfig, Renormalize, Scoring};
-use moe_kernels::memory::{Matrix, MatrixMut};
-use moe_kernels::ops::{Router, RouterOutput};
-use moe_kernels::weights::RouterWeights;
-
-/// Outputs need no alignment.
-const ODD: Pad = Pad { offset: 3, gap: 5, tail: 1 };
-
-/// The bound on weights, half of what targets.md allows: an f32 sum of 1024 exponentials is 2e-6
-/// off when it is made one after the other.
-const WEIGHTS: f64 = 5e-6;
-
-enum Gate {
-    F32(Vec<f32>),
-    Model,
-}
-
-#[derive(Clone, Debug)]
-struct Routed {
-    logits: Vec<f32>,
-    ids: Vec<i32>,
-    weights: Vec<f32>,
-}
-
-impl Routed {
-    fn bits(&self) -> [Vec<u32>; 3] {
-        [bits(&self.logits), bits(&self.ids), bits(&self.weights)]
-    }
-}
-
-/// Runs a router whose tensors lie amid poison where `pad` says so.
-fn run<B: Backend, T: Storage>(
-    device: &Device<B>,
-    config: &MoeConfig,
-    x: &[T],
-    gate: (&[T], Gate),
-    pad: Pad,
-) -> Routed {
-    let MoeConfig { hidden_size: h, num_experts: e, top_k: k, .. } = *config;
-    let tokens = x.len() / h;
-    let odd = if pad == TIGHT { TIGHT } else { ODD };
-    let x = Placed::new(x, tokens, h, pad);
-    let x_buffer = x.put(device);
-    let logits = Placed::poison(tokens, e, odd);
-    let ids = Placed::poison(tokens, k, odd);
-    let weights = Placed::poison(tokens, k, odd);
-    let mut logits_buffer = logits.put(device);
-    let mut ids_buffer = ids.put(device);
-    let mut weights_buffer = weights.put(device);
-    let output = RouterOutput {
-        router_logits: MatrixMut::new("logits", &mut logits_buffer, logits.layout).unwrap(),
-        topk_ids: MatrixMut::new("ids", &mut ids_buffer, ids.layout).unwrap(),
-        topk_weights: MatrixMut::new("weights", &mut weights_buffer, weights.layout).unwrap(),
-    };
-    let weights_of_gate = match gate.1 {
-        Gate::F32(gate) => RouterWeights::F32(gate),
-        Gate::Model => RouterWeights::Model(gate.0.to_vec()),
-    };
-    let gate = device.backend.prepare_gate([e, h], weights_of_gate, &device.stream).unwrap();
-    let x = Matrix::new("x", &x_buffer, x.layout).unwrap();
-    let op = Router::new(config, x, &gate, output).unwrap();
-    device.backend.router(op, &device.stream).unwrap();
-    Routed {
-        logits: logits.take("router_logits", device, &logits_buffer),
-        ids: ids.take("topk_ids", device, &ids_buffer),
-        weights: weights.take("topk_weights", device, &weights_buffer),
-    }
-}
-
-/// Against the truth, and the choice also against the computed logits, which it must follow
-/// exactly.
-fn check(what: &str, config: &MoeConfig, given: &Routed, truth: &reference::Routing) {
-    let MoeConfig { num_experts: e, top_k: k, .. } = *config;
-    assert_exact(&format!("{what}: topk_ids"), &given.ids, &truth.ids, k);
-    assert_close(&format!("{what}: router_logits"), &wide(&given.logits), &truth.logits, e, 1e-6);
-    assert_close(
-        &format!("{what}: topk_weights"),
-        &wide(&given.weights),
-        &truth.weights,
-        k,
-        WEIGHTS,
-    );
-    check_choice(what, config, given);
-}
-
-fn check_choice(what: &str, config: &MoeConfig, given: &Routed) {
-    let k = config.top_k;
-    let own = reference::route(config, wide(&given.logits));
-    assert_exact(&format!("{what}: topk_ids of the computed logits"), &given.ids, &own.ids, k);
-    let weights = wide(&given.weights);
-    let what = format!("{what}: topk_weights of the computed logits");
-    assert_close(&what, &weights, &own.weights, k, WEIGHTS);
-}
 
 fn every_case<B: Backend, T: Storage>(device: &Device<B>) {
     for case in cases() {
         let what = format!("{} {}", case.name, T::NAME);
         let data = Data::<T>::new(&case);
-        let given = run(device, &case.config, &data.x, (&data.router, Gate::Model), case.pad);
-        check(&what, &case.config, &given, &data.routing(&case.config));
+        let given =
+            run_router(device, &case.config, &data.x, (&data.router, Gate::Model), case.pad);
+        check_router(&what, &case.config, &given, &data.routing(&case.config));
     }
 }
 
@@ -130,7 +39,7 @@ fn the_choice_follows_the_computed_logits() {
                 config.renormalize = renormalize;
                 let x = rng.full::<f32>(37 * 16, 1.0);
                 let gate = rng.full::<f32>(experts * 16, 1.0);
-                let given = run(&device, &config, &x, (&gate, Gate::Model), TIGHT);
+                let given = run_router(&device, &config, &x, (&gate, Gate::Model), TIGHT);
                 check_choice(&format!("E {experts}, K {top_k}"), &config, &given);
             }
         }
@@ -151,7 +60,7 @@ fn f32_gate<T: Storage>() {
     let apart = rel_l2(&rounded, &truth, e).unwrap();
     assert!(T::NAME == "f32" || apart > 1e-4, "the test cannot tell: {apart:e}");
     for pad in [TIGHT, LOOSE] {
-        let given = run(&cpu(), &config, &x, (&poison, Gate::F32(gate.clone())), pad);
+        let given = run_router(&cpu(), &config, &x, (&poison, Gate::F32(gate.clone())), pad);
         assert_close("logits", &wide(&given.logits), &truth, e, 1e-6);
         check_choice(T::NAME, &config, &given);
     }
@@ -168,7 +77,7 @@ fn ties_go_to_the_lowest_id() {
     for k in [1, 3, 8, 32] {
         let config = MoeConfig::new(h, 8, e, k);
         let x = Rng::new(13).grid::<f32>(65 * h, 2, 0.5);
-        let given = run(&cpu(), &config, &x, (&vec![0.0; e * h], Gate::Model), TIGHT);
+        let given = run_router(&cpu(), &config, &x, (&vec![0.0; e * h], Gate::Model), TIGHT);
         let lowest: Vec<i32> = (0..k as i32).collect();
         assert_exact("ids", &given.ids, &lowest.repeat(65), k);
         let weights = vec![1.0 / k as f64; 65 * k];
@@ -179,7 +88,7 @@ fn ties_go_to_the_lowest_id() {
         for pair in gate.chunks_mut(2 * h) {
             pair.copy_within(..h, h);
         }
-        let given = run(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
+        let given = run_router(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
         let truth = reference::route(&config, reference::logits(&wide(&x), &wide(&gate), h, e));
         assert_exact("ids of pairs", &given.ids, &truth.ids, k);
     }
@@ -210,9 +119,9 @@ fn faulty_logits<T: Storage>() {
             for renormalize in [Renormalize::None, Renormalize::Sum] {
                 let mut config = MoeConfig::new(h, 8, e, k);
                 (config.scoring, config.renormalize) = (scoring, renormalize);
-                let given = run(&cpu(), &config, &x, (&gate, Gate::Model), LOOSE);
+                let given = run_router(&cpu(), &config, &x, (&gate, Gate::Model), LOOSE);
                 let what = format!("{} K {k} {scoring:?} {renormalize:?}", T::NAME);
-                check(&what, &config, &given, &reference::route(&config, logits.clone()));
+                check_router(&what, &config, &given, &reference::route(&config, logits.clone()));
                 for (token, ids) in given.ids.chunks(k).enumerate() {
                     let mut sorted = ids.to_vec();
                     sorted.sort_unstable();
@@ -245,7 +154,7 @@ fn a_logit_of_minus_infinity_has_weight_zero() {
         gate[2 * h] = f32::NEG_INFINITY;
         let mut x = Rng::new(17).full::<f32>(9 * h, 1.0);
         x.chunks_mut(h).for_each(|x| x[0] = 1.0);
-        let given = run(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
+        let given = run_router(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
         for (ids, weights) in given.ids.chunks(k).zip(given.weights.chunks(k)) {
             assert_eq!((ids[3], weights[3]), (2, 0.0));
             assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
@@ -261,12 +170,12 @@ fn one_faulty_token<T: Storage>(fault: f64) {
         let mut rng = Rng::new(18);
         let x = rng.full::<T>(70 * h, 1.0);
         let gate = rng.full::<T>(e * h, 0.4);
-        let clean = run(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
+        let clean = run_router(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
         for faulty in [0, 37, 69] {
             for columns in [0..h, 7..8] {
                 let mut x = x.clone();
                 x[faulty * h..][columns].fill(T::nearest(fault));
-                let given = run(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
+                let given = run_router(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
                 for token in (0..70).filter(|&token| token != faulty) {
                     let of = |routed: &Routed| {
                         [
@@ -309,9 +218,9 @@ fn softmax_of_great_logits() {
         config.renormalize = renormalize;
         let mut rng = Rng::new(19);
         let (x, gate) = (rng.grid::<f32>(33 * h, 3, 16.0), rng.grid::<f32>(e * h, 3, 64.0));
-        let given = run(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
+        let given = run_router(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
         let truth = reference::route(&config, reference::logits(&wide(&x), &wide(&gate), h, e));
-        check("great logits", &config, &given, &truth);
+        check_router("great logits", &config, &given, &truth);
         assert!(given.weights.iter().all(|weight| weight.is_finite()));
     }
 }
@@ -327,7 +236,7 @@ fn sigmoid_of_very_negative_logits() {
     gate.chunks_mut(h).for_each(|gate| gate[0] = -90.0);
     let mut config = MoeConfig::new(h, 8, e, k);
     config.scoring = Scoring::Sigmoid;
-    let given = run(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
+    let given = run_router(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
     let own = reference::route(&config, wide(&given.logits));
     assert_exact("ids", &given.ids, &own.ids, k);
     assert_close("weights", &wide(&given.weights), &own.weights, k, 1e-4);
@@ -338,7 +247,7 @@ fn the_same_bits_every_time() {
     for case in cases() {
         let data = Data::<f32>::new(&case);
         same_on_every_pool(&case.name, || {
-            run(&cpu(), &case.config, &data.x, (&data.router, Gate::Model), TIGHT).bits()
+            run_router(&cpu(), &case.config, &data.x, (&data.router, Gate::Model), TIGHT).bits()
         });
     }
 }

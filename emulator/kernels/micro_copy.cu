@@ -115,7 +115,8 @@ KERNEL(micro_loads, 128, 1, MICRO_PARAMS) {
   const uint64_t policy = ptx::policy_evict_last();
   ptx::prefetch_l2(in);
   const uint4 a = ptx::ld_global_nc_v4(in), b = ptx::ld_global_nc_v4_streaming(in), c = ptx::ld_global_nc_v4_policy(in, policy);
-  ptx::st_global_v4(p.out + threadIdx.x * 16, make_uint4(a.x, b.y, c.z, a.w ^ b.w ^ c.w));
+  const uint4 d = ptx::ld_global_v4_streaming(in);
+  ptx::st_global_v4(p.out + threadIdx.x * 16, make_uint4(a.x, b.y, c.z, a.w ^ b.w ^ d.w));
 }
 // Stores of 2, 8 and 16 bytes.
 KERNEL(micro_stores, 128, 1, MICRO_PARAMS) {

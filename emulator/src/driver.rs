@@ -9,7 +9,7 @@ use moe_kernels::cuda::driver::{
     KernelArg, LaunchConfig, Module, Result, Stream, TensorMap, TensorMapDesc,
 };
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Shared memory that a kernel gets without opting in.
 const DEFAULT_SHARED: u32 = 48 << 10;
@@ -99,14 +99,6 @@ impl EmulatedDriver {
             what,
             why: format!("{bytes} bytes at {:#x} are not inside one allocation", ptr.0),
         })
-    }
-    fn submit(s: &mut State, stream: Stream, op: Op) -> Result<()> {
-        let q = s.streams.get_mut(&stream.0).ok_or(unknown("stream", stream.0))?;
-        match &mut q.capture {
-            Some(graph) => graph.push(op),
-            None => q.queue.push_back(op),
-        }
-        Ok(())
     }
     fn finish(s: &mut State, stream: Stream) -> Result<()> {
         if !s.streams.contains_key(&stream.0) {
@@ -223,7 +215,7 @@ impl Driver for EmulatedDriver {
     fn copy_to_device(&self, dst: DevicePtr, src: &[u8], stream: Stream) -> Result<()> {
         let mut s = self.state()?;
         Self::check_range(&mut s, "dst", dst, src.len())?;
-        Self::submit(&mut s, stream, Op::Upload { dst: dst.0, data: src.to_vec() })
+        s.submit(stream, Op::Upload { dst: dst.0, data: src.to_vec() })
     }
     fn copy_to_host(&self, dst: &mut [u8], src: DevicePtr, stream: Stream) -> Result<()> {
         let mut s = self.state_outside_capture("copy_to_host")?;
@@ -236,12 +228,12 @@ impl Driver for EmulatedDriver {
         let mut s = self.state()?;
         Self::check_range(&mut s, "dst", dst, bytes)?;
         Self::check_range(&mut s, "src", src, bytes)?;
-        Self::submit(&mut s, stream, Op::Copy { dst: dst.0, src: src.0, bytes })
+        s.submit(stream, Op::Copy { dst: dst.0, src: src.0, bytes })
     }
     fn fill(&self, dst: DevicePtr, value: u8, bytes: usize, stream: Stream) -> Result<()> {
         let mut s = self.state()?;
         Self::check_range(&mut s, "dst", dst, bytes)?;
-        Self::submit(&mut s, stream, Op::Fill { dst: dst.0, value, bytes })
+        s.submit(stream, Op::Fill { dst: dst.0, value, bytes })
     }
 
     fn load_module(&self, _image: &[u8]) -> Result<Module> {
@@ -297,7 +289,7 @@ impl Driver for EmulatedDriver {
         self.check_launch(&kernel, opted_in, config, args)?;
         let options = lock(&self.options).clone();
         let op = LaunchOp { kernel, config: *config, args: Args::copy(args), options };
-        Self::submit(&mut *self.state()?, stream, Op::Launch(Box::new(op)))
+        self.state()?.submit(stream, Op::Launch(Box::new(op)))
     }
 
     fn encode_tensor_map(&self, desc: &TensorMapDesc) -> Result<TensorMap> {
@@ -316,6 +308,9 @@ impl Driver for EmulatedDriver {
     fn destroy_stream(&self, stream: Stream) -> Result<()> {
         let mut s = lock(&self.state);
         if s.poisoned.is_none() {
+            if s.stream(stream)?.capture.is_some() {
+                return Err(DriverError::Capturing("destroy_stream"));
+            }
             Self::finish(&mut s, stream)?;
         }
         s.streams.remove(&stream.0).map(drop).ok_or(unknown("stream", stream.0))
@@ -344,27 +339,20 @@ impl Driver for EmulatedDriver {
         s.events.remove(&event.0).map(drop).ok_or(unknown("event", event.0))
     }
     fn record_event(&self, event: Event, stream: Stream) -> Result<()> {
-        let mut s = self.state()?;
-        if s.streams.get(&stream.0).is_some_and(|q| q.capture.is_some()) {
-            return Err(DriverError::Unsupported("events inside a captured stream".into()));
-        }
-        let e = s.events.get_mut(&event.0).ok_or(unknown("event", event.0))?;
-        e.version += 1;
-        e.stream = stream.0;
-        let version = e.version;
-        Self::submit(&mut s, stream, Op::Record { event: event.0, version })
+        self.state()?.record_event(event, stream)
     }
     fn wait_event(&self, stream: Stream, event: Event) -> Result<()> {
-        let mut s = self.state()?;
-        if s.streams.get(&stream.0).is_some_and(|q| q.capture.is_some()) {
-            return Err(DriverError::Unsupported("events inside a captured stream".into()));
-        }
-        let version = s.events.get(&event.0).ok_or(unknown("event", event.0))?.version;
-        Self::submit(&mut s, stream, Op::Wait { event: event.0, version })
+        self.state()?.wait_event(stream, event)
     }
     fn synchronize_event(&self, event: Event) -> Result<()> {
         let mut s = self.state_outside_capture("synchronize_event")?;
-        let e = s.events.get(&event.0).ok_or(unknown("event", event.0))?;
+        let e = s.event(event)?;
+        if e.captured.is_some() {
+            return Err(DriverError::InvalidValue {
+                what: "event",
+                why: "it was last recorded in a capture, which nothing can wait for".into(),
+            });
+        }
         let (stream, version, done) = (e.stream, e.version, e.done);
         if done < version {
             s.flush(stream, Some((event.0, version))).map_err(fault_error)
@@ -386,29 +374,19 @@ impl Driver for EmulatedDriver {
     }
 
     fn begin_capture(&self, stream: Stream) -> Result<()> {
-        let mut s = self.state()?;
-        let q = s.streams.get_mut(&stream.0).ok_or(unknown("stream", stream.0))?;
-        if q.capture.is_some() {
-            return Err(DriverError::Capturing("begin_capture"));
-        }
-        q.capture = Some(Vec::new());
-        Ok(())
+        self.state()?.begin_capture(stream)
     }
     fn end_capture(&self, stream: Stream) -> Result<Graph> {
         let mut s = self.state()?;
-        let q = s.streams.get_mut(&stream.0).ok_or(unknown("stream", stream.0))?;
-        let ops = q.capture.take().ok_or(DriverError::InvalidValue {
-            what: "stream",
-            why: "it is not capturing".into(),
-        })?;
+        let recording = s.end_capture(stream)?;
         let handle = s.handle();
-        s.graphs.insert(handle, ops);
+        s.graphs.insert(handle, Arc::new(recording));
         Ok(Graph(handle))
     }
     unsafe fn launch_graph(&self, graph: Graph, stream: Stream) -> Result<()> {
         let mut s = self.state()?;
-        let ops = s.graphs.get(&graph.0).ok_or(unknown("graph", graph.0))?.clone();
-        ops.into_iter().try_for_each(|op| Self::submit(&mut s, stream, op))
+        let recording = s.graphs.get(&graph.0).ok_or(unknown("graph", graph.0))?.clone();
+        s.submit(stream, Op::Graph(recording))
     }
     fn destroy_graph(&self, graph: Graph) -> Result<()> {
         lock(&self.state).graphs.remove(&graph.0).map(drop).ok_or(unknown("graph", graph.0))

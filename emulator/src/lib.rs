@@ -34,6 +34,7 @@
     allow(dead_code, unused, unreachable_code, reason = "without models no device can be made")
 )]
 
+mod capture;
 mod driver;
 mod fault;
 mod ffi;

@@ -3,10 +3,13 @@
 //! Running as late as possible is the adversarial choice: work of another stream that nothing orders
 //! has not happened yet when it is needed.
 
+use crate::capture::{Place, Recording};
 use crate::fault::Fault;
 use crate::ffi::{Device, LaunchOp};
 use crate::options::Stats;
+use moe_kernels::cuda::driver::{DriverError, Event, Result as DriverResult, Stream};
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 /// One piece of a stream's work.
 #[derive(Clone, Debug)]
@@ -17,12 +20,13 @@ pub(crate) enum Op {
     Fill { dst: u64, value: u8, bytes: usize },
     Record { event: u64, version: u64 },
     Wait { event: u64, version: u64 },
+    Graph(Arc<Recording>),
 }
 
 #[derive(Default)]
 pub(crate) struct StreamState {
     pub(crate) queue: VecDeque<Op>,
-    pub(crate) capture: Option<Vec<Op>>,
+    pub(crate) capture: Option<Place>,
 }
 
 #[derive(Default)]
@@ -33,6 +37,8 @@ pub(crate) struct EventState {
     /// The recording that has happened, and when.
     pub(crate) done: u64,
     pub(crate) at: Option<std::time::Instant>,
+    /// The capture in which it was recorded last, and its number there.
+    pub(crate) captured: Option<(u64, u64)>,
 }
 
 /// Everything behind the driver's lock.
@@ -40,7 +46,8 @@ pub(crate) struct State {
     pub(crate) device: Device,
     pub(crate) streams: HashMap<u64, StreamState>,
     pub(crate) events: HashMap<u64, EventState>,
-    pub(crate) graphs: HashMap<u64, Vec<Op>>,
+    pub(crate) recordings: HashMap<u64, Recording>,
+    pub(crate) graphs: HashMap<u64, Arc<Recording>>,
     pub(crate) next_handle: u64,
     pub(crate) poisoned: Option<Fault>,
     pub(crate) stats: Stats,
@@ -55,6 +62,7 @@ impl State {
             device,
             streams: HashMap::new(),
             events: HashMap::new(),
+            recordings: HashMap::new(),
             graphs: HashMap::new(),
             next_handle: 1,
             poisoned: None,
@@ -69,6 +77,15 @@ impl State {
         self.next_handle
     }
 
+    pub(crate) fn stream(&mut self, stream: Stream) -> DriverResult<&mut StreamState> {
+        let unknown = DriverError::UnknownHandle { kind: "stream", handle: stream.0 };
+        self.streams.get_mut(&stream.0).ok_or(unknown)
+    }
+    pub(crate) fn event(&mut self, event: Event) -> DriverResult<&mut EventState> {
+        let unknown = DriverError::UnknownHandle { kind: "event", handle: event.0 };
+        self.events.get_mut(&event.0).ok_or(unknown)
+    }
+
     /// Runs a stream's work up to its end, or up to a recording.
     pub(crate) fn flush(&mut self, stream: u64, until: Option<(u64, u64)>) -> Result<(), Fault> {
         loop {
@@ -77,6 +94,7 @@ impl State {
             };
             match op {
                 Op::Launch(first) => self.run_chain(stream, *first)?,
+                Op::Graph(recording) => self.run_recording(&recording)?,
                 Op::Upload { dst, data } => self.device.write(dst, &data),
                 Op::Copy { dst, src, bytes } => self.device.copy(dst, src, bytes),
                 Op::Fill { dst, value, bytes } => self.device.fill(dst, value, bytes),

@@ -254,6 +254,74 @@ fn a_captured_graph_runs_again_and_nothing_before() {
     assert!(unsafe { r.driver.launch_graph(graph, r.stream) }.is_err());
 }
 
+/// Fork and join: `second` fills what the stream of the capture then copies. With `join`, it waits.
+fn forked(r: &Rig, second: Stream, x: DevicePtr, y: DevicePtr, join: bool) -> Result<Graph> {
+    let (fork, done) = (r.driver.create_event()?, r.driver.create_event()?);
+    r.driver.begin_capture(r.stream)?;
+    r.driver.fill(x, 0, 256, r.stream)?;
+    r.driver.record_event(fork, r.stream)?;
+    r.driver.wait_event(second, fork)?;
+    iota(r, x, 32, second);
+    r.driver.record_event(done, second)?;
+    if join {
+        r.driver.wait_event(r.stream, done)?;
+    }
+    r.driver.copy(y, x, 256, r.stream)?;
+    let graph = r.driver.end_capture(r.stream);
+    assert!(r.driver.synchronize_event(done).is_err(), "the event belongs to the capture");
+    graph
+}
+#[test]
+fn a_capture_takes_in_the_streams_that_wait_for_its_events() {
+    let Some(r) = Rig::new(Options::checked(2)) else { return };
+    let (x, y) = (r.upload(&[5_u32; 64]), r.upload(&[6_u32; 64]));
+    let second = r.driver.create_stream().unwrap();
+    let graph = forked(&r, second, x, y, true).unwrap();
+    assert_eq!(words(&r, y, 64, r.stream), vec![6; 64], "capturing runs nothing");
+    for _ in 0..2 {
+        r.driver.fill(y, 1, 256, r.stream).unwrap();
+        // SAFETY: x and y are alive.
+        unsafe { r.driver.launch_graph(graph, r.stream) }.unwrap();
+        let got = words(&r, y, 64, r.stream);
+        assert_eq!((&got[..32], &got[32..]), (&ascending(32)[..], &[0; 32][..]));
+    }
+    // Both streams have left the capture.
+    iota(&r, y, 64, second);
+    assert_eq!(words(&r, y, 64, second), ascending(64));
+}
+#[test]
+fn a_capture_refuses_what_cuda_refuses() {
+    let Some(r) = Rig::new(Options::checked(2)) else { return };
+    let (x, y) = (r.upload(&[5_u32; 64]), r.upload(&[6_u32; 64]));
+    let (second, third) = (r.driver.create_stream().unwrap(), r.driver.create_stream().unwrap());
+    let why = |e: DriverError| e.to_string();
+    // Work of the second stream would run at some time that nothing orders.
+    let e = forked(&r, second, x, y, false).map_err(why).unwrap_err();
+    assert!(e.contains("is not waited for"), "{e}");
+    iota(&r, y, 64, second);
+    assert_eq!(words(&r, y, 64, second), ascending(64), "both have left the capture");
+
+    let (outside, inside) = (r.driver.create_event().unwrap(), r.driver.create_event().unwrap());
+    r.driver.record_event(outside, third).unwrap();
+    r.driver.begin_capture(r.stream).unwrap();
+    r.driver.record_event(inside, r.stream).unwrap();
+    r.driver.wait_event(second, inside).unwrap();
+    let e = r.driver.wait_event(r.stream, outside).map_err(why).unwrap_err();
+    assert!(e.contains("not recorded in the capture"), "{e}");
+    let e = r.driver.end_capture(second).map_err(why).unwrap_err();
+    assert!(e.contains("began in another stream"), "{e}");
+    assert_eq!(r.driver.destroy_stream(second), Err(DriverError::Capturing("destroy_stream")));
+    r.driver.begin_capture(third).unwrap();
+    let e = r.driver.wait_event(third, inside).map_err(why).unwrap_err();
+    assert!(e.contains("another capture"), "{e}");
+    r.driver.end_capture(third).unwrap();
+    r.driver.record_event(inside, second).unwrap();
+    r.driver.wait_event(r.stream, inside).unwrap();
+    r.driver.end_capture(r.stream).unwrap();
+    let e = r.driver.wait_event(third, inside).map_err(why).unwrap_err();
+    assert!(e.contains("has ended"), "{e}");
+}
+
 #[test]
 fn a_fault_appears_at_the_next_wait_and_sticks() {
     let Some(r) = Rig::new(Options { fault: 106, ..Options::checked(1) }) else { return };

@@ -24,6 +24,13 @@ PTX_INLINE uint4 ld_global_nc_v4_policy(const void* p, uint64_t policy) {
       (O32(r.x), O32(r.y), O32(r.z), O32(r.w)), (IPTR(p), I64(policy)));
   return r;
 }
+// PTX ISA: ld.global.  For what an earlier kernel wrote: .nc is for memory that nobody writes while the kernel runs,
+// and a dependent launch starts while its predecessor still writes.
+PTX_INLINE uint4 ld_global_v4_streaming(const void* p) {
+  uint4 r;
+  PTX("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];", (O32(r.x), O32(r.y), O32(r.z), O32(r.w)), (IPTR(p)));
+  return r;
+}
 // PTX ISA: st.global
 PTX_INLINE void st_global_v4(void* p, uint4 v) {
   PTX("st.global.v4.u32 [%0], {%1, %2, %3, %4};", (), (IPTR(p), I32(v.x), I32(v.y), I32(v.z), I32(v.w)));

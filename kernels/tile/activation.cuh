@@ -12,7 +12,8 @@ __device__ __forceinline__ float activate(const ActivationParams& p, float gate,
   const float g = gate > p.gate_max ? p.gate_max : gate;
   float u = up > p.up_max ? p.up_max : up;
   u = u < p.up_min ? p.up_min : u;
-  const float z = g * (p.cubic * g * g + p.alpha);
+  // The square stays finite: where cubic is 0, its product with an infinite one would be NaN.
+  const float z = g * (p.cubic * fminf(g * g, 3e38f) + p.alpha);
   constexpr float kLog2E = 1.44269504f;
   return g * ptx::reciprocal_approx(1.f + ptx::exp2_approx(-kLog2E * z)) * (u + p.up_bias);
 }

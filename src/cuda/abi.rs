@@ -5,6 +5,28 @@
 
 use std::mem::offset_of;
 
+pub const NOT_ROUTED: u32 = 4294967295;
+pub const ROW_THREADS: u32 = 128;
+pub const PERMUTE_ROWS: u32 = 4;
+pub const ACTIVATION_ROWS: u32 = 2;
+
+// What launches share with the kernels.  Row-wise kernels (permute, activation, combine): grid.y blocks of
+// ROW_THREADS * 8 columns, and any number of blocks along x, which stride over the rows or tokens.
+pub const ROUTER_THREADS: u32 = 128;
+
+// Router: a block computes a tile of logits, in grid.x tiles of experts and any number along y, or routes a token in
+// each warp.  Few tokens have tiles of their own.
+pub const LOGITS_TOKENS: u32 = 32;
+pub const LOGITS_EXPERTS: u32 = 32;
+pub const LOGITS_SHARED: u32 = 33792;
+pub const LOGITS_FEW_TOKENS: u32 = 8;
+pub const LOGITS_FEW_EXPERTS: u32 = 2;
+pub const LOGITS_FEW_SHARED: u32 = 41120;
+pub const PLAN_THREADS: u32 = 512;
+pub const PLAN_TILE: u32 = 2048;
+pub const PLAN_SHARED: u32 = 41024;
+
+// Plan: a block takes PLAN_TILE assignments at a time, and chunks are multiples of that.
 // T: at most `host`; the number at `device` (uint32_t), where that is not 0.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
@@ -106,7 +128,7 @@ pub struct PlanArgs {
     pub token_of_row: u64,
     // uint32_t [R]
     pub row_of_assignment: u64,
-    // uint32_t [chunks, E]
+    // uint32_t [chunks, E]; what it holds before does not matter
     pub scratch: u64,
     pub num_tokens: TokenCount,
     pub expert_map_len: u32,

@@ -22,6 +22,7 @@ pub mod fatbins;
 mod grouped_gemm;
 #[cfg(feature = "cuda")]
 pub mod nvidia;
+mod operands;
 mod permute;
 mod plan;
 pub mod raw;

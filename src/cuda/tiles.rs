@@ -218,6 +218,12 @@ pub const TILES: &[Tile] = &[
     tile(Family::HopperDecode,    [ 16, 128, 64, 6, 160, 2, 111_616]),
     tile(Family::HopperDecode,    [ 32, 128, 64, 5, 160, 2, 103_424]),
     tile(Family::HopperDecode,    [ 64, 128, 64, 4, 160, 2, 99_328]),
+    tile(Family::PortablePrefill, [128, 256, 32, 4, 256, 1, 98_432]),
+    tile(Family::PortablePrefill, [128, 128, 32, 3, 128, 2, 49_280]),
+    tile(Family::PortablePrefill, [ 64, 128, 32, 4, 128, 3, 49_280]),
+    tile(Family::PortableDecode,  [ 32, 128, 32, 4, 128, 2, 41_088]),
+    tile(Family::PortableDecode,  [ 16,  64, 64, 4,  64, 2, 41_088]),
+    tile(Family::PortableDecode,  [  8,  64, 64, 5,  64, 2, 46_208]),
 ];
 
 /// `kernels/tile/tiles.h`.

@@ -9,11 +9,13 @@ pub(crate) mod compare;
 pub(crate) mod emulated;
 pub(crate) mod forward;
 pub(crate) mod reference;
+pub(crate) mod stages;
 
 pub(crate) use cases::*;
 pub(crate) use compare::*;
 pub(crate) use emulated::*;
 pub(crate) use forward::*;
+pub(crate) use stages::*;
 
 use half::{bf16, f16};
 use moe_kernels::backend::Backend;

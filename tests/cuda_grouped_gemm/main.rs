@@ -6,3 +6,4 @@ mod common;
 
 mod bench;
 mod hopper;
+mod portable;

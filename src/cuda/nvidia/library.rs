@@ -3,6 +3,7 @@
 //! cudarc panics where there is no libcuda, where libcuda lacks a symbol, and when it prints an error
 //! without a driver. So the library is looked at before cudarc touches it.
 
+use std::error::Error as _;
 use std::ffi::c_int;
 use std::sync::OnceLock;
 
@@ -85,7 +86,11 @@ fn find() -> Result<Cuda> {
     let mut why = Vec::new();
     let library = NAMES.iter().find_map(|name| {
         // SAFETY: NVIDIA's library has no precondition to be loaded.
-        unsafe { Library::new(*name) }.map_err(|error| why.push(error.to_string())).ok()
+        let loaded = unsafe { Library::new(*name) };
+        // The error's own text leaves out which file, and why.
+        let reason =
+            |error: &libloading::Error| error.source().map_or(String::new(), |e| e.to_string());
+        loaded.map_err(|error| why.push(reason(&error))).ok()
     });
     let library = library.ok_or_else(|| {
         DriverError::Unavailable(format!(

@@ -1,0 +1,81 @@
+// Combine: each token's expert rows, weighted and summed.
+//
+//   for t in 0 .. T, h in 0 .. H:
+//     sum = accumulate ? out[t, h] : 0
+//     for k in 0 .. K:
+//       row = row_of_assignment[t * K + k]
+//       if row != NOT_ROUTED:
+//         sum += topk_weights[t, k] * rows[row, h]
+//     out[t, h] = round(sum), unless accumulating and no k has a row
+//
+// Departures:
+// 1. A thread sums 8 columns, in 16-byte loads and stores.
+// 2. Lane k of each warp reads the row and the weight of choice k (K <= 32), and tells the others.
+// 3. Rows are loaded kAhead at a time, before the first of them is added; the sums keep the order of k.
+// 4. Any number of blocks does: they stride over the tokens, whose number only the device may know.
+#include "abi.h"
+#include "common/types.cuh"
+#include "ptx/memory.cuh"
+#include "ptx/sync.cuh"
+#include "tile/float16.cuh"
+#include "tile/token_count.cuh"
+
+constexpr uint32_t kAhead = 4;
+
+template <class T>
+__device__ __forceinline__ void add(float (&sum)[8], float weight, uint4 v) {
+  const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    sum[2 * i] = __fmaf_rn(weight, Float16<T>::low(pairs[i]), sum[2 * i]);
+    sum[2 * i + 1] = __fmaf_rn(weight, Float16<T>::high(pairs[i]), sum[2 * i + 1]);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void combine_tokens(const CombineArgs& p) {
+  ptx::grid_launch_dependents();
+  ptx::grid_dependency_wait();
+  const uint32_t all = 0xffffffffu, lane = threadIdx.x % 32;
+  const uint32_t column = (blockIdx.y * ROW_THREADS + threadIdx.x) * 8;
+  const bool has_columns = column < p.hidden_size;  // its lane helps with the shuffles all the same
+  const uint16_t* rows = device_pointer<const uint16_t>(p.rows) + column;
+  uint16_t* out = device_pointer<uint16_t>(p.out) + column;
+  const uint32_t* row_of_assignment = device_pointer<const uint32_t>(p.row_of_assignment);
+  const float* topk_weights = device_pointer<const float>(p.topk_weights);
+  const uint32_t num_tokens = token_count(p.num_tokens);
+
+  for (uint64_t token = blockIdx.x; token < num_tokens; token += gridDim.x) {
+    const uint32_t own_row = lane < p.top_k ? row_of_assignment[token * p.top_k + lane] : NOT_ROUTED;
+    const float own_weight = own_row == NOT_ROUTED ? 0.f : topk_weights[token * p.weights_stride + lane];
+    uint16_t* target = out + token * p.out_stride;
+    if (p.accumulate && __ballot_sync(all, own_row != NOT_ROUTED) == 0) continue;  // rounding could change a NaN's bits
+
+    float sum[8] = {};
+    if (p.accumulate && has_columns) {
+      const uint4 before = ptx::ld_global_v4_streaming(target);
+      add<T>(sum, 1.f, before);
+    }
+    for (uint32_t k = 0; k < p.top_k; k += kAhead) {
+      uint32_t row[kAhead];
+      uint4 values[kAhead];
+#pragma unroll
+      for (uint32_t i = 0; i < kAhead; i++) {
+        row[i] = __shfl_sync(all, own_row, (int)(k + i));  // lanes from K on hold NOT_ROUTED
+        if (row[i] != NOT_ROUTED && has_columns) values[i] = ptx::ld_global_v4_streaming(rows + row[i] * p.rows_stride);
+      }
+#pragma unroll
+      for (uint32_t i = 0; i < kAhead; i++) {
+        const float weight = __shfl_sync(all, own_weight, (int)(k + i));
+        if (row[i] != NOT_ROUTED && has_columns) add<T>(sum, weight, values[i]);
+      }
+    }
+    if (has_columns) {
+      ptx::st_global_v4(target, make_uint4(Float16<T>::pack(sum[0], sum[1]), Float16<T>::pack(sum[2], sum[3]),
+                                           Float16<T>::pack(sum[4], sum[5]), Float16<T>::pack(sum[6], sum[7])));
+    }
+  }
+}
+
+KERNEL(combine_bf16, ROW_THREADS, 1, const __grid_constant__ CombineArgs p) { combine_tokens<bf16>(p); }
+KERNEL(combine_f16, ROW_THREADS, 1, const __grid_constant__ CombineArgs p) { combine_tokens<f16>(p); }
