@@ -42,7 +42,8 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
   };
 
   // `x` only where it is not gathered.
-  static __device__ __forceinline__ void run(const TensorMap* x, const TensorMap& weights, const GroupedGemmArgs& args) {
+  static __device__ __forceinline__ void run(const TensorMap* x, const TensorMap& weights,
+                                             const GroupedGemmArgs& args) {
     Storage& shared = shared_storage<Storage>();
     if (threadIdx.x == 128) {
       if (!kGathered) ptx::prefetch_tensor_map(x);
@@ -84,22 +85,22 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
           const uint32_t full = ring.wait_empty();
           if (lane == 0) {
             ptx::mbarrier_arrive_expect_tx(full, kBytesWeights);
-            ptx::tma_load_5d(stages_weights + ring.stage() * kBytesWeights, from.map, (int)k_tile * 64, 0, 0, column / 8,
-                             from.expert, full);
+            ptx::tma_load_5d(stages_weights + ring.stage() * kBytesWeights, from.map, (int)k_tile * 64, 0, 0,
+                             column / 8, from.expert, full);
           }
           rows.copy(args, stages_x + ring.stage() * kBytesX, k_tile * 64);
           ptx::cp_async_arrive_noinc(full);
           ring.advance();
         }
       } else if (lane == 0) {
-        // Alone, waits included: a lane that waited beside it could miss the phase, which ends when the stage that this
-        // one fills has been used.
+        // Alone, waits included: a lane that waited beside it could miss the phase, which ends when the stage that
+        // this one fills has been used.
 #pragma unroll 1
         for (uint32_t k_tile = 0; k_tile < k_tiles; k_tile++) {
           const uint32_t full = ring.wait_empty();
           ptx::mbarrier_arrive_expect_tx(full, kBytesWeights + kBytesX);
-          ptx::tma_load_3d(stages_weights + ring.stage() * kBytesWeights, from.map, (int)k_tile * 64, column, from.expert,
-                           full);
+          ptx::tma_load_3d(stages_weights + ring.stage() * kBytesWeights, from.map, (int)k_tile * 64, column,
+                           from.expert, full);
           ptx::tma_load_2d(stages_x + ring.stage() * kBytesX, x, (int)k_tile * 64, (int)work.row, full);
           ring.advance();
         }

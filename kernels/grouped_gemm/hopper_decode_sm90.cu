@@ -5,7 +5,7 @@
 #define GATE_UP(rows, columns, depth, stages, threads, blocks, shared_bytes, epilogue, Kind, type)                     \
   KERNEL(grouped_gemm_hopper_decode_##rows##x##columns##_##epilogue##_##type, threads, blocks,                         \
          const __grid_constant__ TensorMap weights, const __grid_constant__ GroupedGemmArgs args) {                    \
-    using Gemm = HopperDecode<type, Epilogue::Kind, rows, columns, stages>;                                                     \
+    using Gemm = HopperDecode<type, Epilogue::Kind, rows, columns, stages>;                                            \
     static_assert(depth == 64 && Gemm::kThreads == threads && sizeof(Gemm::Storage) == shared_bytes);                  \
     Gemm::run(nullptr, weights, args);                                                                                 \
   }
@@ -13,7 +13,7 @@
   KERNEL(grouped_gemm_hopper_decode_##rows##x##columns##_store_##type, threads, blocks,                                \
          const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights,                               \
          const __grid_constant__ GroupedGemmArgs args) {                                                               \
-    using Gemm = HopperDecode<type, Epilogue::Store, rows, columns, stages>;                                                    \
+    using Gemm = HopperDecode<type, Epilogue::Store, rows, columns, stages>;                                           \
     static_assert(depth == 64 && Gemm::kThreads == threads && sizeof(Gemm::Storage) == shared_bytes);                  \
     Gemm::run(&x, weights, args);                                                                                      \
   }

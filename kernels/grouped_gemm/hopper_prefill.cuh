@@ -12,8 +12,8 @@
 //  1. Tiles of kRows x kColumns, walked by a persistent grid (TileScheduler).
 //  2. Warps are specialised: one warpgroup loads, the others multiply, through a ring of stages of 64 in depth.
 //     setmaxnreg moves registers from the first to the others.
-//  3. Weights come by TMA, whose map absorbs their layout; past the last column and the end of the depth it fills zeros.
-//     The gate's rows lie before the up projection's in a stage, wherever they lie in memory.
+//  3. Weights come by TMA, whose map absorbs their layout; past the last column and the end of the depth it fills
+//     zeros.  The gate's rows lie before the up projection's in a stage, wherever they lie in memory.
 //  4. Rows of x are gathered by cp.async, 16 bytes at a time, straight into the swizzled stage.  Where x is the packed
 //     product of an earlier one (store), TMA takes it.  Both load whole blocks: rows past an expert's end are
 //     multiplied and never stored.
@@ -81,15 +81,15 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
  private:
   static constexpr uint32_t kBytesX = kRows * 128, kBytesWeights = kColumns * 128;
 
-  static __device__ __forceinline__ TileScheduler<kRows> walk(const GroupedGemmArgs& args, uint32_t start, uint32_t step) {
+  static __device__ __forceinline__ TileScheduler<kRows> walk(const GroupedGemmArgs& args) {
     return TileScheduler<kRows>(device_pointer<const uint32_t>(args.expert_offsets), args.num_experts,
-                                (args.columns + kTileColumns - 1) / kTileColumns, start, step);
+                                (args.columns + kTileColumns - 1) / kTileColumns, blockIdx.x, gridDim.x);
   }
 
   // The whole warpgroup: 128 copies of x and one arrival with the bytes of the weights fill a stage.
   static __device__ __forceinline__ void produce_gathered(Storage& shared, const TensorMap& weights,
                                                           const GroupedGemmArgs& args, uint32_t k_tiles) {
-    TileScheduler<kRows> tiles = walk(args, blockIdx.x, gridDim.x);
+    TileScheduler<kRows> tiles = walk(args);
     Ring<kStages> ring(shared.ring);
     RowGather<kRows, 128> rows(args, threadIdx.x);
     const uint32_t stages_x = shared_address(shared.x), stages_weights = shared_address(shared.weights);
@@ -119,14 +119,14 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
   // One warp, one lane of which issues.
   static __device__ __forceinline__ void produce_packed(Storage& shared, const TensorMap& x, const TensorMap& weights,
                                                         const GroupedGemmArgs& args, uint32_t k_tiles) {
-    TileScheduler<kRows> tiles = walk(args, blockIdx.x, gridDim.x);
+    TileScheduler<kRows> tiles = walk(args);
     Ring<kStages> ring(shared.ring);
     const uint32_t stages_x = shared_address(shared.x), stages_weights = shared_address(shared.weights);
     WorkTile work;
     while (tiles.next(work)) {
       const ExpertMap from = expert_map(args, weights, work.expert);
-      // One lane alone, waits included: a lane that waited beside it could miss the phase, which ends when the stage that
-      // this one fills has been used.
+      // One lane alone, waits included: a lane that waited beside it could miss the phase, which ends when the stage
+      // that this one fills has been used.
       if (threadIdx.x == 0) {
 #pragma unroll 1
         for (uint32_t k_tile = 0; k_tile < k_tiles; k_tile++) {
@@ -145,32 +145,34 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
 
   static __device__ __forceinline__ void consume(Storage& shared, const TensorMap& out, const GroupedGemmArgs& args,
                                                  uint32_t k_tiles, uint32_t consumer) {
-    TileScheduler<kRows> tiles = kAlternate ? walk(args, blockIdx.x + consumer * gridDim.x, kConsumers * gridDim.x)
-                                            : walk(args, blockIdx.x, gridDim.x);
+    TileScheduler<kRows> tiles = walk(args);
     Ring<kStages> ring(shared.ring);
     const uint32_t first_row = kAlternate ? 0 : consumer * kBlocks * 64;
     const uint32_t x = shared_address(shared.x) + first_row * 128, weights = shared_address(shared.weights);
     const uint32_t staging = shared_address(&shared.staging[consumer]);
     float acc[kBlocks][kColumns / 2];
     WorkTile work;
-    // Consumers take turns.  The ring's order alone is not enough: copies land out of order, and who ran ahead of the
-    // other's unfinished stages would mistake their phases for the ones before.
-    if (kAlternate && consumer == 1) {
-      ring.skip(k_tiles);
-      pass_turn(consumer);
-    }
+    uint32_t whose = 0;  // the consumer of the next tile, where they alternate
+    if (kAlternate && consumer == 1) pass_turn(consumer);
     while (tiles.next(work)) {
+      if (kAlternate) {
+        whose ^= 1;
+        if (uniform(whose == consumer)) {
+          ring.skip(k_tiles);
+          continue;
+        }
+      }
       const uint32_t row = work.row + first_row;
-      // A vote, so that the compiler knows the branch to be uniform and keeps the ring's place in uniform registers.
-      if (!kAlternate && __all_sync(0xffffffffu, row >= work.row_end)) {
+      if (!kAlternate && uniform(row >= work.row_end)) {
         discard(ring, k_tiles);
         continue;
       }
+      // Consumers take turns.  The ring's order alone is not enough: copies land out of order, and who ran ahead of the
+      // other's unfinished stages would mistake their phases for the ones before.
       if (kAlternate) wait_for_turn(consumer);
       multiply<T, kBytesX, kBytesWeights, kGathered>(ring, acc, x, weights, k_tiles, [&] {
         if (kAlternate) pass_turn(consumer);
       });
-      if (kAlternate) ring.skip(k_tiles);
       OutputBlock to;
       to.map = &out;
       to.row_bytes = args.out_stride * 2;
@@ -193,6 +195,8 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
         store_staged<kPassColumns>(staging, to);
       }
     }
+    // The turn after the last tile's, so that no barrier is left half full.
+    if (kAlternate && whose == consumer) wait_for_turn(consumer);
     if (threadIdx.x % 128 == 0) ptx::bulk_wait<0>();
   }
 
@@ -204,12 +208,12 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
       uint32_t values[4];
 #pragma unroll
       for (uint32_t q = 0; q < 4; q++) {
-        const uint32_t first = i * 8 + q * 2, second = first + kPassColumns / 2;
+        const uint32_t first = pass * (kPassColumns / 2) + i * 8 + q * 2, up = first + kPassColumns / 2;
         if (kEpilogue == Epilogue::Activation)
-          values[q] = Float16<T>::pack(activate(args.activation, acc[first], acc[second]),
-                                       activate(args.activation, acc[first + 1], acc[second + 1]));
+          values[q] = Float16<T>::pack(activate(args.activation, acc[first], acc[up]),
+                                       activate(args.activation, acc[first + 1], acc[up + 1]));
         else
-          values[q] = Float16<T>::pack(acc[pass * (kPassColumns / 2) + first], acc[pass * (kPassColumns / 2) + first + 1]);
+          values[q] = Float16<T>::pack(acc[first], acc[first + 1]);
       }
       stage_columns(staging, i, values);
     }

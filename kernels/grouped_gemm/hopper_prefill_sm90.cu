@@ -2,7 +2,7 @@
 #include "grouped_gemm/hopper_prefill.cuh"
 #include "tile/tiles.h"
 
-#define GATE_UP(rows, columns, depth, stages, threads, blocks, shared_bytes, epilogue, Kind, type)                       \
+#define GATE_UP(rows, columns, depth, stages, threads, blocks, shared_bytes, epilogue, Kind, type)                     \
   KERNEL(grouped_gemm_hopper_prefill_##rows##x##columns##_##epilogue##_##type, threads, blocks,                        \
          const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap out,                             \
          const __grid_constant__ GroupedGemmArgs args) {                                                               \

@@ -5,17 +5,24 @@
 #include "ptx/wgmma.cuh"
 #include "tile/ring.cuh"
 
+// A condition that is the same in all lanes, put to the vote: then the compiler knows the branch to be uniform, and
+// keeps the ring's place and the descriptors in uniform registers.  Else the main loop has half as many instructions
+// again.
+__device__ __forceinline__ bool uniform(bool condition) { return __all_sync(0xffffffffu, condition); }
+
 // wgmma by element type; the wrappers tell N from the number of accumulators.
 template <class T> struct Wgmma;
 template <> struct Wgmma<bf16> {
   template <uint32_t kRegisters>
-  static __device__ __forceinline__ void multiply(float (&acc)[kRegisters], uint64_t a, uint64_t b, uint32_t accumulate) {
+  static __device__ __forceinline__ void multiply(float (&acc)[kRegisters], uint64_t a, uint64_t b,
+                                                  uint32_t accumulate) {
     ptx::wgmma_bf16(acc, a, b, accumulate);
   }
 };
 template <> struct Wgmma<f16> {
   template <uint32_t kRegisters>
-  static __device__ __forceinline__ void multiply(float (&acc)[kRegisters], uint64_t a, uint64_t b, uint32_t accumulate) {
+  static __device__ __forceinline__ void multiply(float (&acc)[kRegisters], uint64_t a, uint64_t b,
+                                                  uint32_t accumulate) {
     ptx::wgmma_f16(acc, a, b, accumulate);
   }
 };

@@ -10,6 +10,16 @@ const fn shape(rows: &'static [usize], hidden_size: usize, intermediate_size: us
     Shape { rows, poisoned: None, hidden_size, intermediate_size }
 }
 
+/// More experts than a warp has lanes, most without rows.
+const MANY: &[usize] = &{
+    let mut rows = [0; 70];
+    rows[3] = 1;
+    rows[31] = 9;
+    rows[32] = 2;
+    rows[69] = 5;
+    rows
+};
+
 /// `ragged` rows, the `poisoned` expert's NaN, against tails in depth and columns of both
 /// projections; one k-tile and less; more k-tiles than stages; columns of whole tiles.
 fn check_tile(tile: &'static Tile, ragged: &'static [usize], poisoned: usize, deep: Shape) {
@@ -17,6 +27,7 @@ fn check_tile(tile: &'static Tile, ragged: &'static [usize], poisoned: usize, de
     check::<bf16>(tile, &tails, 0..4);
     check::<f16>(tile, &shape(&[0, 1, 65, 0], 64, 8), 4..8);
     check::<bf16>(tile, &deep, 8..10);
+    check::<f16>(tile, &shape(MANY, 24, 16), 12..13);
     has_no_bank_conflict(tile, &shape(&[64, 70], 72, 136));
 }
 
