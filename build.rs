@@ -38,16 +38,17 @@ fn main() {
     }
     println!("cargo:rerun-if-changed=kernels");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    let (built, fatbins) = match find_nvcc() {
+    let (built, caps, fatbins) = match find_nvcc() {
         Ok(nvcc) => build(&nvcc, &out),
         Err(why) if env::var("MOE_KERNELS_REQUIRE_NVCC") == Ok("1".into()) => panic!("{why}"),
-        Err(why) => (format!("none: {why}"), Vec::new()),
+        Err(why) => (format!("none: {why}"), Vec::new(), Vec::new()),
     };
     println!("cargo:warning=CUDA kernels: {built}");
     let row = |(name, path)| format!("({name:?}, include_bytes!({path:?})),\n");
     let rows: String = fatbins.into_iter().map(row).collect();
-    let table = format!("&[(&str, &[u8])] = &[\n{rows}];\nstatic BUILT: &str = {built:?};\n");
-    fs::write(out.join("fatbins.rs"), "static FATBINS: ".to_owned() + &table).expect("writable");
+    let built = format!("static BUILT: &str = {built:?};\nstatic SASS: &[u32] = &{caps:?};\n");
+    let table = format!("{built}static FATBINS: &[(&str, &[u8])] = &[\n{rows}];\n");
+    fs::write(out.join("fatbins.rs"), table).expect("OUT_DIR is writable");
 }
 
 /// What a program prints, or why it prints nothing.
@@ -107,8 +108,8 @@ fn compute_capabilities(nvcc: &Nvcc) -> (Vec<u32>, Vec<u32>) {
     caps.collect::<BTreeSet<_>>().into_iter().partition(|cap| nvcc.knows.contains(cap))
 }
 
-/// Compiles everything. What was built, in words, and the fatbins by name.
-fn build(nvcc: &Nvcc, out: &Path) -> (String, Vec<(String, PathBuf)>) {
+/// Compiles everything. What was built, in words; what got SASS; the fatbins by name.
+fn build(nvcc: &Nvcc, out: &Path) -> (String, Vec<u32>, Vec<(String, PathBuf)>) {
     println!("cargo:rerun-if-changed={}", nvcc.path.display());
     let (caps, unknown) = compute_capabilities(nvcc);
     let cache = env::var_os("MOE_KERNELS_CACHE").map_or(out.to_owned(), PathBuf::from);
@@ -139,7 +140,6 @@ fn build(nvcc: &Nvcc, out: &Path) -> (String, Vec<(String, PathBuf)>) {
     let work = || iter::from_fn(next).for_each(|job| compile(nvcc, job));
     let workers = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1);
     thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
-
     let logs = jobs.iter().map(|(_, _, _, base)| read(&base.with_extension("log")));
     let mut complaints: Vec<_> = logs.flat_map(|log| complaints_of(&log)).collect();
     let fatbin = |(name, _, _, base): Job| (name, base.with_extension("fatbin"));
@@ -155,7 +155,7 @@ fn build(nvcc: &Nvcc, out: &Path) -> (String, Vec<(String, PathBuf)>) {
     let (count, Nvcc { version, path, .. }) = (fatbins.len(), nvcc);
     let lacks = if unknown.is_empty() { "" } else { &format!(", which lacks {unknown:?}") };
     let made = format!("{count} fatbins, {bytes} bytes, SASS for {caps:?} and PTX for 80");
-    (format!("{made}, by nvcc {version} at {path:?}{lacks}"), fatbins)
+    (format!("{made}, by nvcc {version} at {path:?}{lacks}"), caps, fatbins)
 }
 
 /// Writes `base`.fatbin and, in `base`.log, what the compiler said; not if they are there.

@@ -7,21 +7,22 @@ mod common;
 use common::*;
 use half::{bf16, f16};
 use moe_emulator::{Options, Profile};
+use moe_kernels::MoeConfig;
 use moe_kernels::backend::Backend;
-use moe_kernels::checkpoint::Checkpoint;
-use moe_kernels::config::{GateUpLayout, ModelConfig};
-use moe_kernels::cuda::driver::Driver;
+use moe_kernels::config::GateUpLayout;
 use moe_kernels::cuda::{CudaExperts, Path};
-use moe_kernels::memory::{Matrix, MatrixMut, Memory};
+use moe_kernels::memory::{Matrix, MatrixMut};
 use moe_kernels::ops::{LayerInput, Output};
 use moe_kernels::weights::ExpertMatrix;
-use moe_kernels::{MoeConfig, MoeLayer};
 use proptest::prelude::{ProptestConfig, Strategy, any, proptest};
+
+// Values are compared without the emulator's checks of each access, which take most of the time; the stages' own tests
+// run every kernel under them, and so do the tests here that are named for what they check.
 
 /// The devices and paths that run each case: Hopper's kernels, the portable ones beside them, and
 /// the portable ones where there are no others, with little shared memory.
-fn devices(seed: u64) -> Option<[Emulated; 3]> {
-    let device = |profile, path| emulated(profile, path, Options::checked(seed));
+fn devices(options: Options) -> Option<[Emulated; 3]> {
+    let device = |profile, path| emulated(profile, path, options.clone());
     Some([
         device(Profile::sm_90(), Path::Hopper)?,
         device(Profile::sm_90(), Path::Portable)?,
@@ -33,105 +34,38 @@ fn describe(device: &Emulated) -> String {
     format!("{} {}", device.backend.properties().name, device.backend.path())
 }
 
-/// The layer's own routing: exact ids, weights, plan; output within the bounds.
-fn check_case<T: Storage>(device: &Emulated, case: &Case) {
-    let what = format!("{} {} on {}", case.name, T::NAME, describe(device));
-    let MoeConfig { hidden_size: h, num_experts: e, top_k: k, .. } = case.config;
-    let data = Data::<T>::new(case);
-    let layer = layer(device, case, &data);
-    let mut workspace = layer.workspace(case.tokens).unwrap();
-    let truth = data.routing(&case.config);
-
-    let call = Call { pad: case.pad, ..Call::new(&data.x) };
-    let given = forward(device, &layer, &call, &mut workspace);
-    let routing = workspace.routing().unwrap();
-    let mut ids = device.get(routing.topk_ids.buffer());
-    ids.truncate(truth.ids.len());
-    assert_exact(&format!("{what}: ids"), &ids, &truth.ids, k);
-    let mut logits = wide(&device.get(workspace.router_logits().unwrap().buffer()));
-    logits.truncate(truth.logits.len());
-    assert_close(&format!("{what}: logits"), &logits, &truth.logits, e, 1e-6);
-    let mut weights = wide(&device.get(routing.topk_weights.buffer()));
-    weights.truncate(truth.weights.len());
-    assert_close(&format!("{what}: weights"), &weights, &truth.weights, k, 5e-6);
-    let plan = reference::plan(&truth.ids, k, e, None);
-    assert_eq!(device.read_plan(workspace.plan()), plan, "{what}");
-    let [exact, plain] = expected(case, &data, (&truth.ids, &truth.weights), None);
-    assert_within::<T>(&what, &wide(&given), &exact, &plain, h);
-
-    let before: Vec<T> = case.rng().full(case.tokens * h, 1.0);
-    let call = Call { before: Some(&before), ..call };
-    let given = forward(device, &layer, &call, &mut workspace);
-    let [exact, plain] = expected(case, &data, (&truth.ids, &truth.weights), Some(&before));
-    assert_within::<T>(&format!("{what}: accumulate"), &wide(&given), &exact, &plain, h);
-}
-
 #[test]
 fn every_case_equals_the_oracle_bf16() {
-    let Some(devices) = devices(1) else { return };
+    let Some(devices) = devices(Options::plain(1)) else { return };
     for case in cases() {
-        devices.iter().for_each(|device| check_case::<bf16>(device, &case));
+        devices.iter().for_each(|device| check_case::<_, bf16>(&describe(device), device, &case));
     }
 }
 
 #[test]
 fn some_cases_equal_the_oracle_f16() {
-    let Some(devices) = devices(2) else { return };
+    let Some(devices) = devices(Options::plain(2)) else { return };
     for case in cases().iter().step_by(3) {
-        devices.iter().for_each(|device| check_case::<f16>(device, case));
+        devices.iter().for_each(|device| check_case::<_, f16>(&describe(device), device, case));
     }
 }
 
 /// The families' golden files: what their reference implementations computed.
 #[test]
 fn families_agree_with_their_reference() {
-    let Some(devices) = devices(3) else { return };
-    for name in ["mixtral", "qwen3_moe", "olmoe", "mixtral_starved", "qwen3_moe_k1", "olmoe_e5k3"] {
+    let Some(devices) = devices(Options::checked(3)) else { return };
+    for name in FIXTURES {
         for device in &devices {
-            check_fixture(device, name);
+            check_fixture(&describe(device), device, name);
         }
     }
-}
-
-fn check_fixture(device: &Emulated, name: &str) {
-    let what = format!("{name} on {}", describe(device));
-    let path = format!("{}/tests/fixtures/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
-    let stored = Checkpoint::open(path).unwrap();
-    let header: serde_json::Value =
-        serde_json::from_str(stored.metadata("fixture").unwrap()).unwrap();
-    let model = ModelConfig::parse(&header["config"].to_string(), &[]).unwrap();
-    let number = stored.moe_layers(model.family)[0];
-    let source = stored.layer(&model, number).unwrap();
-    let config = source.config().clone();
-    let MoeConfig { num_experts, top_k, .. } = config;
-    let (router, experts) = (source.router_weights().unwrap(), source.experts::<bf16>().unwrap());
-    let layer =
-        MoeLayer::new(device.backend.clone(), config, router, experts, &device.stream).unwrap();
-    let x: Vec<bf16> = stored.tensor("fixture.hidden_states", "").unwrap().read().unwrap();
-    let mut workspace = layer.workspace(x.len() / layer.config().hidden_size).unwrap();
-    let out = forward(device, &layer, &Call::new(&x), &mut workspace);
-
-    let read = |name: &str| {
-        let tensor = stored.tensor(&format!("fixture.{name}"), "a result").unwrap();
-        (tensor.read_f64().unwrap(), *tensor.shape().last().unwrap())
-    };
-    let (selected, _) = read("selected");
-    let mut chosen = vec![0.0; selected.len()];
-    let routing = workspace.routing().unwrap();
-    let ids = device.get(routing.topk_ids.buffer());
-    for (assignment, &id) in ids[..selected.len() / num_experts * top_k].iter().enumerate() {
-        chosen[assignment / top_k * num_experts + id as usize] = 1.0;
-    }
-    assert_eq!(chosen, selected, "{what}: selection");
-    let (output, cols) = read("f64.output");
-    assert_close(&what, &wide(&out), &output, cols, 1e-2);
 }
 
 /// Routing from the caller, some of it not for this layer.
 #[test]
 fn routing_of_the_caller() {
-    let Some(devices) = devices(4) else { return };
-    for case in cases().iter().step_by(2) {
+    let Some(devices) = devices(Options::checked(4)) else { return };
+    for case in cases().iter().step_by(4) {
         let MoeConfig { hidden_size: h, num_experts: e, top_k: k, .. } = case.config;
         let data = Data::<bf16>::new(case);
         let mut rng = case.rng();
@@ -169,7 +103,7 @@ fn routing_of_the_caller() {
 /// Ids of another numbering, some of whose experts are elsewhere.
 #[test]
 fn an_expert_map() {
-    let Some(devices) = devices(5) else { return };
+    let Some(devices) = devices(Options::checked(5)) else { return };
     let case = named("regular [");
     let MoeConfig { num_experts: e, top_k: k, hidden_size: h, .. } = case.config;
     let data = Data::<bf16>::new(&case);
@@ -196,8 +130,8 @@ fn an_expert_map() {
 /// The number of tokens lies on the device.
 #[test]
 fn fewer_tokens_than_rows() {
-    let Some(devices) = devices(6) else { return };
-    for case in cases().iter().filter(|case| case.tokens > 0).step_by(4) {
+    let Some(devices) = devices(Options::plain(6)) else { return };
+    for case in cases().iter().filter(|case| case.tokens > 0).step_by(7) {
         let MoeConfig { hidden_size: h, top_k: k, .. } = case.config;
         let data = Data::<bf16>::new(case);
         for device in &devices {
@@ -224,8 +158,8 @@ fn fewer_tokens_than_rows() {
 /// each expert. The same bits every time.
 #[test]
 fn weights_in_place() {
-    let Some(devices) = devices(7) else { return };
-    for case in [named("ragged [T 31"), named("72 experts"), named("one expert")] {
+    let Some(devices) = devices(Options::checked(7)) else { return };
+    for case in [named("ragged [T 31"), named("one expert")] {
         let data = Data::<bf16>::new(&case);
         let shape = case.shape();
         for device in &devices {
@@ -295,11 +229,11 @@ fn weights_in_place() {
 /// Schedules, streams and addresses do not show in the bits.
 #[test]
 fn the_same_bits_every_run() {
-    for case in [named("ragged [T 130"), named("regular ["), named("128 experts")] {
+    for case in [named("ragged [T 31"), named("regular ["), named("all on one")] {
         let data = Data::<bf16>::new(&case);
         let mut expected: [Option<Vec<u32>>; 3] = [None, None, None];
         for seed in [0, 11, 12, 13] {
-            let Some(devices) = devices(seed) else { return };
+            let Some(devices) = devices(Options::checked(seed)) else { return };
             for (mut device, expected) in devices.into_iter().zip(&mut expected) {
                 // Other addresses, and another stream.
                 let _elsewhere = device.put(&vec![0u8; 1000 * seed as usize + 1]);
@@ -322,55 +256,16 @@ fn the_same_bits_every_run() {
     }
 }
 
-/// A graph captured once serves other tokens, numbers of tokens and routing.
 #[test]
 fn a_captured_graph_replays() {
-    let Some(devices) = devices(8) else { return };
-    let case = named("ragged [T 130");
-    let MoeConfig { hidden_size: h, .. } = case.config;
-    let mut rng = case.rng();
-    let data = Data::<bf16>::new(&case);
-    for device in &devices {
-        let (backend, stream) = (&device.backend, &device.stream);
-        let layer = layer(device, &case, &data);
-        let mut workspace = layer.workspace(case.tokens).unwrap();
-        let mut x = device.put(&data.x);
-        let mut num_tokens = device.put(&[case.tokens as u32]);
-        let mut out = backend.allocate::<bf16>("out", case.tokens * h).unwrap();
-
-        backend.driver().begin_capture(stream.raw()).unwrap();
-        let mut input = LayerInput::new(Matrix::contiguous("x", &x, case.tokens, h).unwrap());
-        input.num_tokens = Some(&num_tokens);
-        let matrix = MatrixMut::contiguous("out", &mut out, case.tokens, h).unwrap();
-        layer.forward(&input, Output::overwrite(matrix), &mut workspace, stream).unwrap();
-        let graph = backend.driver().end_capture(stream.raw()).unwrap();
-        drop(input);
-
-        for count in [case.tokens, 1, 77, 0, 2] {
-            let tokens: Vec<bf16> = rng.full(count * h, 1.0);
-            backend.upload(&tokens, &mut x, stream).unwrap();
-            backend.upload(&[count as u32], &mut num_tokens, stream).unwrap();
-            // SAFETY: the buffers of the captured forward live until the end of the block.
-            #[allow(unsafe_code)]
-            unsafe { backend.driver().launch_graph(graph, stream.raw()) }.unwrap();
-            let given = device.get(&out);
-            let mut own = layer.workspace(case.tokens).unwrap();
-            // T decides about the tiles, and with them about the order of sums.
-            let mut padded = tokens.clone();
-            padded.resize(case.tokens * h, bf16::ZERO);
-            let call = Call { num_tokens: Some(count as u32), ..Call::new(&padded) };
-            let expected = forward(device, &layer, &call, &mut own);
-            let what = format!("{count} tokens on {}", describe(device));
-            assert_exact(&what, &bits(&given[..count * h]), &bits(&expected[..count * h]), h);
-        }
-        backend.driver().destroy_graph(graph).unwrap();
-    }
+    let Some(devices) = devices(Options::checked(8)) else { return };
+    devices.iter().for_each(|device| check_graph(&describe(device), device));
 }
 
 /// Nothing is allocated, and nothing waits, in a forward.
 #[test]
 fn a_forward_allocates_nothing() {
-    let Some(devices) = devices(9) else { return };
+    let Some(devices) = devices(Options::checked(9)) else { return };
     let case = named("regular [");
     let data = Data::<bf16>::new(&case);
     for device in &devices {
@@ -389,7 +284,7 @@ fn a_forward_allocates_nothing() {
 
 /// Random layers of ragged shapes.
 fn any_case() -> impl Strategy<Value = (Case, u64)> {
-    let shape = (0usize..=200, 1usize..=40, 1usize..=40, 1usize..=40, 1usize..=8);
+    let shape = (0usize..=96, 1usize..=40, 1usize..=40, 1usize..=40, 1usize..=8);
     (shape, any::<bool>(), any::<u64>()).prop_map(|((tokens, h8, i8, e, k), loose, seed)| {
         let config = MoeConfig::new(8 * h8, 8 * i8, e, k.min(e));
         let pad = if loose { LOOSE } else { TIGHT };
@@ -399,11 +294,11 @@ fn any_case() -> impl Strategy<Value = (Case, u64)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 10, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn random_layers((case, seed) in any_case()) {
-        if let Some(devices) = devices(seed) {
+        if let Some(devices) = devices(Options::plain(seed)) {
             let MoeConfig { hidden_size: h, top_k: k, .. } = case.config;
             let data = Data::<bf16>::seeded(&case, &mut Rng::new(seed));
             let truth = data.routing(&case.config);

@@ -160,8 +160,8 @@ impl State {
             self.streams.insert(stream, StreamState { queue, capture: None });
         }
         let result = self.flush(streams[0], None);
-        streams.iter().for_each(|s| drop(self.streams.remove(s)));
-        events.iter().for_each(|e| drop(self.events.remove(e)));
+        self.streams.retain(|s, _| !streams.contains(s));
+        self.events.retain(|e, _| !events.contains(e));
         result
     }
 }

@@ -1,8 +1,7 @@
 //! The conformance suite on the model: every wrapper and layout against the truth, and against golden files.
 //!
 //! The golden files were recorded from the model: "passes on the model" is all that they say until they are
-//! recorded on a GPU (`MOE_RECORD_GOLDEN=1 cargo test -p moe-emulator --test conformance` writes them with
-//! whatever driver this suite is given).
+//! recorded on a GPU, which conformance_gpu.rs does.
 
 mod common;
 use common::{Rig, micro};

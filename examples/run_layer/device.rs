@@ -3,6 +3,8 @@
 use anyhow::{Result, anyhow, bail};
 use moe_emulator::{EmulatedDriver, Options, Profile};
 use moe_kernels::cuda::driver::Driver;
+#[cfg(feature = "cuda")]
+use moe_kernels::cuda::nvidia::NvidiaDriver;
 use moe_kernels::cuda::{CudaStream, Path};
 use moe_kernels::{Backend, Cpu, Cuda};
 
@@ -74,6 +76,45 @@ pub fn emulated(path: PathName) -> Result<OnCuda<EmulatedDriver>> {
     let driver = EmulatedDriver::new(Profile::sm_90()).map_err(|error| anyhow!("{error}"))?;
     driver.set_options(Options::checked(1));
     OnCuda::new(Cuda::new(driver, &[&[]], path.into())?)
+}
+
+/// GPU 0 (`CUDA_VISIBLE_DEVICES` counts).
+#[cfg(feature = "cuda")]
+pub fn nvidia(path: PathName) -> Result<OnCuda<NvidiaDriver>> {
+    OnCuda::new(Cuda::open(0, path.into())?)
+}
+
+/// Whether there is a GPU that the kernels run on, and kernels for it.
+#[cfg(feature = "cuda")]
+pub fn has_gpu() -> bool {
+    Cuda::open(0, Path::Auto).is_ok()
+}
+
+#[cfg(feature = "cuda")]
+impl Device for OnCuda<NvidiaDriver> {
+    type Backend = Cuda<NvidiaDriver>;
+
+    const NAME: &'static str = "cuda";
+
+    fn backend(&self) -> &Self::Backend {
+        &self.backend
+    }
+
+    fn stream(&self) -> &CudaStream<NvidiaDriver> {
+        &self.stream
+    }
+
+    fn finish(&self) -> Result<()> {
+        Ok(self.stream.synchronize()?)
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn wgmmas(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl Device for OnCuda<EmulatedDriver> {

@@ -60,6 +60,11 @@ fn run(args: &Args) -> Result<bool> {
         save::check_path(path)?;
     }
     match args.backend {
+        // A type that the kernels do not take asks for the CPU.
+        #[cfg(feature = "cuda")]
+        BackendName::Auto if args.dtype != Some(DTypeName::F32) && device::has_gpu() => {
+            run_kernels(args, &device::nvidia(args.path)?)
+        }
         BackendName::Auto | BackendName::Cpu => {
             device::check_cpu_path(args.path)?;
             match args.dtype.unwrap_or(DTypeName::F32) {
@@ -69,8 +74,11 @@ fn run(args: &Args) -> Result<bool> {
             }
         }
         BackendName::Emulator => run_kernels(args, &device::emulated(args.path)?),
+        #[cfg(feature = "cuda")]
+        BackendName::Cuda => run_kernels(args, &device::nvidia(args.path)?),
+        #[cfg(not(feature = "cuda"))]
         BackendName::Cuda => Err(Error::Unsupported {
-            what: "--backend cuda, which is not built in this version,".to_owned(),
+            what: "--backend cuda, which is not built without the feature cuda,".to_owned(),
             supported: "cpu, emulator".to_owned(),
         }
         .into()),

@@ -25,18 +25,17 @@
 #define OF32(x) ::emu::Operand::out_float(&(x))
 #define IO32(x) ::emu::Operand::inout32(&(x))
 #define IOF32(x) ::emu::Operand::inout_float(&(x))
-#define PTX(text, outs, ins)                                                                 \
-  do {                                                                                       \
-    static constinit ::emu::PtxSite ptx_site_{text, __func__};                               \
-    const ::emu::Operand ptx_outs_[] = {::emu::Operand{}, PTX_UNWRAP outs};                  \
-    const ::emu::Operand ptx_ins_[] = {::emu::Operand{}, PTX_UNWRAP ins};                    \
-    ::emu::execute_ptx(ptx_site_, ptx_outs_ + 1, sizeof(ptx_outs_) / sizeof(ptx_outs_[0]) - 1, \
-                       ptx_ins_ + 1, sizeof(ptx_ins_) / sizeof(ptx_ins_[0]) - 1);            \
+#define PTX(text, outs, ins)                                                                                 \
+  do {                                                                                                       \
+    static constinit ::emu::PtxSite ptx_site_{text, __func__};                                               \
+    const ::emu::Operand ptx_outs_[] = {::emu::Operand{}, PTX_UNWRAP outs};                                  \
+    const ::emu::Operand ptx_ins_[] = {::emu::Operand{}, PTX_UNWRAP ins};                                    \
+    ::emu::execute_ptx(ptx_site_, ptx_outs_ + 1, sizeof(ptx_outs_) / sizeof(ptx_outs_[0]) - 1, ptx_ins_ + 1, \
+                       sizeof(ptx_ins_) / sizeof(ptx_ins_[0]) - 1);                                          \
   } while (0)
-#define KERNEL(name, max_threads, min_blocks, ...)                                           \
-  static void name(__VA_ARGS__);                                                             \
-  static const ::emu::Registrar registrar_##name(#name, MOE_EMULATOR_CHECKED, max_threads,   \
-                                                 min_blocks, &name);                         \
+#define KERNEL(name, max_threads, min_blocks, ...)                                                             \
+  static void name(__VA_ARGS__);                                                                               \
+  static const ::emu::Registrar registrar_##name(#name, MOE_EMULATOR_CHECKED, max_threads, min_blocks, &name); \
   static void name(__VA_ARGS__)
 #define FAULT(id) ::emu::fault(id)
 #define MOE_ARCH (::emu::arch())

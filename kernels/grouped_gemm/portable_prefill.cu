@@ -2,14 +2,14 @@
 #include "grouped_gemm/portable_prefill.cuh"
 #include "tile/tiles.h"
 
-#define PREFILL(rows, columns, depth, stages, threads, blocks, shared, name, epilogue, dtype)                  \
-  KERNEL(grouped_gemm_portable_prefill_##rows##x##columns##_##name##_##dtype, threads, blocks,                 \
-         const __grid_constant__ GroupedGemmArgs args) {                                                       \
-    constexpr CopyTile kTile{rows, columns, depth, stages, threads};                                           \
-    static_assert(sizeof(CopyStorage<kTile>) == shared);                                                       \
-    portable_prefill<kTile, Epilogue::epilogue, dtype>(args);                                                  \
+#define PREFILL(rows, columns, depth, stages, threads, blocks, shared, name, epilogue, dtype)  \
+  KERNEL(grouped_gemm_portable_prefill_##rows##x##columns##_##name##_##dtype, threads, blocks, \
+         const __grid_constant__ GroupedGemmArgs args) {                                       \
+    constexpr CopyTile kTile{rows, columns, depth, stages, threads};                           \
+    static_assert(sizeof(CopyStorage<kTile>) == shared);                                       \
+    portable_prefill<kTile, Epilogue::epilogue, dtype>(args);                                  \
   }
-#define PREFILL_TILE(...)                        \
+#define PREFILL_TILE(...)                            \
   PREFILL(__VA_ARGS__, store, Store, bf16)           \
   PREFILL(__VA_ARGS__, store, Store, f16)            \
   PREFILL(__VA_ARGS__, activation, Activation, bf16) \

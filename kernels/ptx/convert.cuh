@@ -4,12 +4,24 @@
 
 namespace ptx {
 // One instruction with 32-bit operands and result.
-#define MOE_PTX_2(name, text) \
-  PTX_INLINE uint32_t name(uint32_t a, uint32_t b) { uint32_t r; PTX(text " %0, %1, %2;", (O32(r)), (I32(a), I32(b))); return r; }
-#define MOE_PTX_3(name, text) \
-  PTX_INLINE uint32_t name(uint32_t a, uint32_t b, uint32_t c) { uint32_t r; PTX(text " %0, %1, %2, %3;", (O32(r)), (I32(a), I32(b), I32(c))); return r; }
-#define MOE_PTX_FLOAT(name, text) \
-  PTX_INLINE float name(float x) { float r; PTX(text " %0, %1;", (OF32(r)), (IF32(x))); return r; }
+#define MOE_PTX_2(name, text)                             \
+  PTX_INLINE uint32_t name(uint32_t a, uint32_t b) {      \
+    uint32_t r;                                           \
+    PTX(text " %0, %1, %2;", (O32(r)), (I32(a), I32(b))); \
+    return r;                                             \
+  }
+#define MOE_PTX_3(name, text)                                         \
+  PTX_INLINE uint32_t name(uint32_t a, uint32_t b, uint32_t c) {      \
+    uint32_t r;                                                       \
+    PTX(text " %0, %1, %2, %3;", (O32(r)), (I32(a), I32(b), I32(c))); \
+    return r;                                                         \
+  }
+#define MOE_PTX_FLOAT(name, text)               \
+  PTX_INLINE float name(float x) {              \
+    float r;                                    \
+    PTX(text " %0, %1;", (OF32(r)), (IF32(x))); \
+    return r;                                   \
+  }
 
 // PTX ISA: cvt.  The pair (low, high) lies in that order in the result.
 PTX_INLINE uint32_t pack_bf16(float low, float high) {
@@ -65,11 +77,11 @@ template <int kTable> PTX_INLINE uint32_t lop3(uint32_t a, uint32_t b, uint32_t 
   return r;
 }
 // PTX ISA: redux.sync, over a full warp
-#define MOE_REDUX(name, text, type)                                                        \
-  PTX_INLINE type name(type v) {                                                           \
-    uint32_t r;                                                                            \
-    PTX("redux.sync." text " %0, %1, 0xffffffff;", (O32(r)), (I32((uint32_t)v)));          \
-    return (type)r;                                                                        \
+#define MOE_REDUX(name, text, type)                                               \
+  PTX_INLINE type name(type v) {                                                  \
+    uint32_t r;                                                                   \
+    PTX("redux.sync." text " %0, %1, 0xffffffff;", (O32(r)), (I32((uint32_t)v))); \
+    return (type)r;                                                               \
   }
 MOE_REDUX(redux_add, "add.u32", uint32_t)
 MOE_REDUX(redux_max, "max.u32", uint32_t)

@@ -10,9 +10,7 @@ PTX_INLINE void mbarrier_init(uint32_t bar, uint32_t count) {
   PTX("mbarrier.init.shared::cta.b64 [%0], %1;", (), (I32(bar), I32(count)));
 }
 // PTX ISA: mbarrier.inval.  Before the bytes are used for anything else.
-PTX_INLINE void mbarrier_invalidate(uint32_t bar) {
-  PTX("mbarrier.inval.shared::cta.b64 [%0];", (), (I32(bar)));
-}
+PTX_INLINE void mbarrier_invalidate(uint32_t bar) { PTX("mbarrier.inval.shared::cta.b64 [%0];", (), (I32(bar))); }
 // PTX ISA: membar/fence.  After init, before the cluster or the async proxy uses the barrier.
 PTX_INLINE void fence_mbarrier_init() { PTX("fence.mbarrier_init.release.cluster;", (), ()); }
 

@@ -14,7 +14,8 @@ PTX_INLINE uint4 ld_global_nc_v4(const void* p) {
 // The same for data that is read once: it does not stay in L1.
 PTX_INLINE uint4 ld_global_nc_v4_streaming(const void* p) {
   uint4 r;
-  PTX("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];", (O32(r.x), O32(r.y), O32(r.z), O32(r.w)), (IPTR(p)));
+  PTX("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];", (O32(r.x), O32(r.y), O32(r.z), O32(r.w)),
+      (IPTR(p)));
   return r;
 }
 // The same under a cache policy.
@@ -75,7 +76,8 @@ PTX_INLINE void st_cluster(uint32_t addr, uint32_t v) {
 }
 // PTX ISA: st.async.  A remote store that counts towards the remote barrier's bytes.
 PTX_INLINE void st_async(uint32_t addr, uint32_t v, uint32_t bar) {
-  PTX("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];", (), (I32(addr), I32(v), I32(bar)));
+  PTX("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];", (),
+      (I32(addr), I32(v), I32(bar)));
 }
 
 // PTX ISA: "Memory Consistency Model"; ld, st, atom, red with .acquire, .release and .gpu
@@ -89,10 +91,18 @@ PTX_INLINE uint32_t ld_relaxed(const uint32_t* p) {
   PTX("ld.relaxed.gpu.global.u32 %0, [%1];", (O32(r)), (IPTR(p)));
   return r;
 }
-PTX_INLINE void st_release(uint32_t* p, uint32_t v) { PTX("st.release.gpu.global.u32 [%0], %1;", (), (IPTR(p), I32(v))); }
-PTX_INLINE void st_relaxed(uint32_t* p, uint32_t v) { PTX("st.relaxed.gpu.global.u32 [%0], %1;", (), (IPTR(p), I32(v))); }
-PTX_INLINE void red_add_release(uint32_t* p, uint32_t v) { PTX("red.release.gpu.global.add.u32 [%0], %1;", (), (IPTR(p), I32(v))); }
-PTX_INLINE void red_add_float(float* p, float v) { PTX("red.relaxed.gpu.global.add.f32 [%0], %1;", (), (IPTR(p), IF32(v))); }
+PTX_INLINE void st_release(uint32_t* p, uint32_t v) {
+  PTX("st.release.gpu.global.u32 [%0], %1;", (), (IPTR(p), I32(v)));
+}
+PTX_INLINE void st_relaxed(uint32_t* p, uint32_t v) {
+  PTX("st.relaxed.gpu.global.u32 [%0], %1;", (), (IPTR(p), I32(v)));
+}
+PTX_INLINE void red_add_release(uint32_t* p, uint32_t v) {
+  PTX("red.release.gpu.global.add.u32 [%0], %1;", (), (IPTR(p), I32(v)));
+}
+PTX_INLINE void red_add_float(float* p, float v) {
+  PTX("red.relaxed.gpu.global.add.f32 [%0], %1;", (), (IPTR(p), IF32(v)));
+}
 PTX_INLINE uint32_t atom_add_acq_rel(uint32_t* p, uint32_t v) {
   uint32_t r;
   PTX("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;", (O32(r)), (IPTR(p), I32(v)));

@@ -4,9 +4,7 @@
 
 namespace ptx {
 // PTX ISA: bar, barrier.  Constant ids: with a dynamic one ptxas reserves all sixteen.
-PTX_INLINE void barrier_sync(uint32_t id, uint32_t threads) {
-  PTX("bar.sync %0, %1;", (), (I32(id), I32(threads)));
-}
+PTX_INLINE void barrier_sync(uint32_t id, uint32_t threads) { PTX("bar.sync %0, %1;", (), (I32(id), I32(threads))); }
 PTX_INLINE void barrier_arrive(uint32_t id, uint32_t threads) {
   PTX("bar.arrive %0, %1;", (), (I32(id), I32(threads)));
 }

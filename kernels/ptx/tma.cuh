@@ -38,7 +38,8 @@ PTX_INLINE void tma_load_2d_multicast(uint32_t dst, const TensorMap* m, int x, i
   PTX(MOE_TILE_LOAD("2d", ".multicast::cluster") " [%0], [%1, {%2, %3}], [%4], %5;", (),
       (I32(dst), IPTR(m), I32(x), I32(y), I32(bar), I16(blocks)));
 }
-PTX_INLINE void tma_load_3d_multicast(uint32_t dst, const TensorMap* m, int x, int y, int z, uint32_t bar, uint16_t blocks) {
+PTX_INLINE void tma_load_3d_multicast(uint32_t dst, const TensorMap* m, int x, int y, int z, uint32_t bar,
+                                      uint16_t blocks) {
   PTX(MOE_TILE_LOAD("3d", ".multicast::cluster") " [%0], [%1, {%2, %3, %4}], [%5], %6;", (),
       (I32(dst), IPTR(m), I32(x), I32(y), I32(z), I32(bar), I16(blocks)));
 }
@@ -69,8 +70,8 @@ PTX_INLINE void bulk_load(uint32_t dst, const void* src, uint32_t bytes, uint32_
       (I32(dst), IPTR(src), I32(bytes), I32(bar)));
 }
 PTX_INLINE void bulk_load_multicast(uint32_t dst, const void* src, uint32_t bytes, uint32_t bar, uint16_t blocks) {
-  PTX("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;", (),
-      (I32(dst), IPTR(src), I32(bytes), I32(bar), I16(blocks)));
+  PTX("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;",
+      (), (I32(dst), IPTR(src), I32(bytes), I32(bar), I16(blocks)));
 }
 PTX_INLINE void bulk_copy_to_cluster(uint32_t dst, uint32_t src, uint32_t bytes, uint32_t bar) {
   PTX("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];", (),
@@ -81,13 +82,16 @@ PTX_INLINE void bulk_store(void* dst, uint32_t src, uint32_t bytes) {
 }
 // PTX ISA: cp.reduce.async.bulk
 PTX_INLINE void bulk_reduce_add_f32(void* dst, uint32_t src, uint32_t bytes) {
-  PTX("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;", (), (IPTR(dst), I32(src), I32(bytes)));
+  PTX("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;", (),
+      (IPTR(dst), I32(src), I32(bytes)));
 }
 // PTX ISA: cp.async.bulk.commit_group, cp.async.bulk.wait_group
 PTX_INLINE void bulk_commit() { PTX("cp.async.bulk.commit_group;", (), ()); }
 template <int kPending> PTX_INLINE void bulk_wait() { PTX("cp.async.bulk.wait_group %0;", (), (IMM(kPending))); }
 // The sources have been read and may be overwritten; the destinations may not have been written.
-template <int kPending> PTX_INLINE void bulk_wait_read() { PTX("cp.async.bulk.wait_group.read %0;", (), (IMM(kPending))); }
+template <int kPending> PTX_INLINE void bulk_wait_read() {
+  PTX("cp.async.bulk.wait_group.read %0;", (), (IMM(kPending)));
+}
 
 // PTX ISA: tensormap.replace.  `map` is a copy in shared memory, 128-byte aligned.
 PTX_INLINE void tensor_map_set_address(uint32_t map, const void* address) {
@@ -97,7 +101,8 @@ template <int kDim> PTX_INLINE void tensor_map_set_dim(uint32_t map, uint32_t si
   PTX("tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [%0], %1, %2;", (), (I32(map), IMM(kDim), I32(size)));
 }
 template <int kStride> PTX_INLINE void tensor_map_set_stride(uint32_t map, uint64_t bytes) {
-  PTX("tensormap.replace.tile.global_stride.shared::cta.b1024.b64 [%0], %1, %2;", (), (I32(map), IMM(kStride), I64(bytes)));
+  PTX("tensormap.replace.tile.global_stride.shared::cta.b1024.b64 [%0], %1, %2;", (),
+      (I32(map), IMM(kStride), I64(bytes)));
 }
 // PTX ISA: tensormap.cp_fenceproxy.  By a full warp: publishes the map at `dst` in global memory.
 PTX_INLINE void tensor_map_publish(TensorMap* dst, uint32_t map) {

@@ -19,8 +19,8 @@ template <int kPending> PTX_INLINE void wgmma_wait() { PTX("wgmma.wait_group.syn
 // PTX ISA: "Matrix-descriptor Format".  Addresses and offsets are in units of 16 bytes.
 enum class Swizzle : uint64_t { None = 0, B128 = 1, B64 = 2, B32 = 3 };
 PTX_INLINE uint64_t matrix_descriptor(uint32_t addr, uint32_t leading_bytes, uint32_t stride_bytes, Swizzle swizzle) {
-  return (uint64_t)((addr & 0x3ffff) >> 4) | ((uint64_t)(leading_bytes >> 4) << 16) | ((uint64_t)(stride_bytes >> 4) << 32) |
-         ((uint64_t)swizzle << 62);
+  return (uint64_t)((addr & 0x3ffff) >> 4) | ((uint64_t)(leading_bytes >> 4) << 16) |
+         ((uint64_t)(stride_bytes >> 4) << 32) | ((uint64_t)swizzle << 62);
 }
 // K-major, rows of 128 bytes under the 128B swizzle: groups of eight rows lie 1024 bytes apart.
 // Advance by 32 bytes of K with `+ 2`.
@@ -33,6 +33,7 @@ PTX_INLINE uint64_t mn_major_128b(uint32_t addr, uint32_t leading, uint32_t stri
 
 // PTX ISA: wgmma.mma_async.  d = a b (+ d if `accumulate`), a [64, K], b [K, N]; K is 32 bytes.
 // `_ra`: a in registers, in the fragment layout of mma.sync.  kTransX = 1: MN-major (16-bit types only).
+// clang-format off
 #define WGMMA_TEXT(n, k, type, regs, p, rest)                                                       \
   "{\n.reg .pred p;\nsetp.ne.b32 p, %" #p ", 0;\n"                                                 \
   "wgmma.mma_async.sync.aligned.m64n" #n k ".f32." type "." type " {" PTX_ACC_TEXT_##regs "}, " rest "\n}"
@@ -58,10 +59,11 @@ PTX_INLINE uint64_t mn_major_128b(uint32_t addr, uint32_t leading, uint32_t stri
     PTX(WGMMA_TEXT(n, "k32", type, r0, r5, "{%" #r0 ", %" #r1 ", %" #r2 ", %" #r3 "}, %" #r4 ", p, 1, 1;"), \
         (PTX_ACC_REGS_##r0(d)), (I32(a[0]), I32(a[1]), I32(a[2]), I32(a[3]), I64(b), I32(accumulate)));  \
   }
+// clang-format on
 // N, then the numbers of the operands after the N / 2 accumulators.
-#define WGMMA_SHAPE(n, r0, r1, r2, r3, r4, r5, r6)                  \
-  WGMMA_16BIT(wgmma_bf16, "bf16", n, r0, r1, r2, r3, r4, r5, r6)    \
-  WGMMA_16BIT(wgmma_f16, "f16", n, r0, r1, r2, r3, r4, r5, r6)      \
+#define WGMMA_SHAPE(n, r0, r1, r2, r3, r4, r5, r6)               \
+  WGMMA_16BIT(wgmma_bf16, "bf16", n, r0, r1, r2, r3, r4, r5, r6) \
+  WGMMA_16BIT(wgmma_f16, "f16", n, r0, r1, r2, r3, r4, r5, r6)   \
   WGMMA_8BIT(wgmma_e4m3, "e4m3", n, r0, r1, r2, r3, r4, r5)
 WGMMA_SHAPE(8, 4, 5, 6, 7, 8, 9, 10)
 WGMMA_SHAPE(16, 8, 9, 10, 11, 12, 13, 14)

@@ -36,7 +36,9 @@ struct Tile {
   static_assert(kSums % kSplit == 0 && kSplit % 2 == 0, "a group's sums are all even or all odd");
 
   union Storage {
-    struct { float x[kTokens * kRow], gate[kExperts * kRow]; } slab;
+    struct {
+      float x[kTokens * kRow], gate[kExperts * kRow];
+    } slab;
     float sums[kSplit * kSumGroup];
   };
 };
@@ -189,10 +191,8 @@ using Few = Tile<LOGITS_FEW_TOKENS, LOGITS_FEW_EXPERTS, 2, 1>;
 static_assert(sizeof(Many::Storage) == LOGITS_SHARED && sizeof(Few::Storage) == LOGITS_FEW_SHARED,
               "the host passes as much");
 
-#define LOGITS_KERNEL(name, Tile, T, G)                                                 \
-  KERNEL(name, ROUTER_THREADS, 3, const __grid_constant__ RouterLogitsArgs p) {         \
-    compute_logits<Tile, T, G>(p);                                                      \
-  }
+#define LOGITS_KERNEL(name, Tile, T, G) \
+  KERNEL(name, ROUTER_THREADS, 3, const __grid_constant__ RouterLogitsArgs p) { compute_logits<Tile, T, G>(p); }
 LOGITS_KERNEL(router_logits_bf16_f32, Many, bf16, float)
 LOGITS_KERNEL(router_logits_bf16_model, Many, bf16, bf16)
 LOGITS_KERNEL(router_logits_f16_f32, Many, f16, float)

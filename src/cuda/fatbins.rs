@@ -10,6 +10,12 @@ pub fn built() -> &'static str {
     BUILT
 }
 
+/// The compute capabilities (80, 90 ...) that there is machine code for. Others run the PTX of 8.0.
+#[must_use]
+pub fn sass() -> &'static [u32] {
+    SASS
+}
+
 /// Every fatbin by its name: its source's path in `kernels/` without the extension.
 #[must_use]
 pub fn all() -> &'static [(&'static str, &'static [u8])] {

@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test binary uses a part")]
 
 pub(crate) mod cases;
+pub(crate) mod checks;
 pub(crate) mod compare;
 pub(crate) mod emulated;
 pub(crate) mod forward;
@@ -12,6 +13,7 @@ pub(crate) mod reference;
 pub(crate) mod stages;
 
 pub(crate) use cases::*;
+pub(crate) use checks::*;
 pub(crate) use compare::*;
 pub(crate) use emulated::*;
 pub(crate) use forward::*;

@@ -38,7 +38,7 @@ pub fn seeds(most: u64) -> u64 {
 pub struct Rig<D: Driver = EmulatedDriver> {
     pub driver: D,
     pub stream: Stream,
-    module: Module,
+    modules: Vec<Module>,
 }
 pub type Outcome = Result<(), String>;
 
@@ -52,15 +52,15 @@ impl Rig {
     pub fn on(profile: Profile, options: Options) -> Option<Self> {
         let driver = device(profile)?;
         driver.set_options(options);
-        Some(Self::over(driver, &[]))
+        Some(Self::over(driver, &[&[]]))
     }
 }
 impl<D: Driver> Rig<D> {
-    /// Over any driver; `image` holds the kernels.
-    pub fn over(driver: D, image: &[u8]) -> Self {
+    /// Over any driver; `images` hold the kernels.
+    pub fn over(driver: D, images: &[&[u8]]) -> Self {
         let stream = driver.create_stream().unwrap();
-        let module = driver.load_module(image).unwrap();
-        Self { driver, stream, module }
+        let modules = images.iter().map(|image| driver.load_module(image).unwrap()).collect();
+        Self { driver, stream, modules }
     }
     pub fn upload<T: Plain>(&self, values: &[T]) -> DevicePtr {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.bytes()).collect();
@@ -77,7 +77,9 @@ impl<D: Driver> Rig<D> {
         Ok(bytes.chunks_exact(size_of::<T>()).map(T::from_bytes).collect())
     }
     pub fn launch(&self, kernel: &str, config: LaunchConfig, args: &[KernelArg<'_>]) -> Outcome {
-        let f = self.driver.function(self.module, kernel).map_err(text)?;
+        let found = self.modules.iter().map(|&module| self.driver.function(module, kernel));
+        let missing = DriverError::UnknownFunction { name: kernel.to_owned() };
+        let f = found.reduce(Result::or).unwrap_or(Err(missing)).map_err(text)?;
         if config.shared_bytes > 48 << 10 {
             self.driver.set_max_dynamic_shared(f, config.shared_bytes).map_err(text)?;
         }

@@ -104,7 +104,11 @@ impl Cuda<NvidiaDriver> {
     /// where the driver cannot load them; otherwise as [`Cuda::new`].
     pub fn open(ordinal: u32, path: Path) -> crate::Result<Self> {
         let driver = NvidiaDriver::new(ordinal)?;
-        let images = fatbins::for_device(driver.properties.compute_capability)?;
+        let images = match path {
+            // No code for Hopper, so that the driver may be told to compile the PTX (CUDA_FORCE_PTX_JIT).
+            Path::Portable => fatbins::for_device(80)?,
+            Path::Auto | Path::Hopper => fatbins::for_device(driver.properties.compute_capability)?,
+        };
         Self::new(driver, &images, path)
     }
 }
