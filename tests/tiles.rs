@@ -88,3 +88,40 @@ fn no_more_blocks_than_a_multiprocessor_holds() {
     let blocks = |profile| tile(8).resident_blocks(&device(profile, 1));
     assert_eq!([Profile::sm_80(), Profile::sm_86(), Profile::sm_90()].map(blocks), [3, 2, 4]);
 }
+
+/// The kernel for T tokens, top K, and one projection of E experts.
+fn kernel(
+    device: &DeviceProperties,
+    [tokens, top_k, num_experts]: [usize; 3],
+    [columns, depth]: [usize; 2],
+    epilogue: EpilogueKind,
+) -> String {
+    let problem = Problem { max_rows: tokens * top_k, num_experts, columns, depth, epilogue };
+    choose(TILES, &problem, device, Path::Auto).unwrap().kernel(epilogue, "bf16")
+}
+
+#[test]
+fn few_rows_take_weights_as_m_and_tiles_that_occupy_the_device() {
+    let hopper = device(Profile::sm_90(), 132);
+    let name = |tile: &str, end: &str| format!("grouped_gemm_hopper_{tile}_{end}_bf16");
+    // Eight experts of 128 with a row each: 96 tiles of 64 columns, 192 of 32, for 264 places.
+    let given = kernel(&hopper, [1, 8, 128], [768, 2048], EpilogueKind::Activation);
+    assert_eq!(given, name("decode_8x64", "activation"));
+    // Two of eight, but wide.
+    let given = kernel(&hopper, [1, 2, 8], [14336, 4096], EpilogueKind::Activation);
+    assert_eq!(given, name("decode_8x128", "activation"));
+    let given = kernel(&hopper, [1024, 8, 128], [2048, 768], EpilogueKind::Store);
+    assert_eq!(given, name("decode_64x128", "store"));
+}
+
+#[test]
+fn many_rows_take_tokens_as_m_and_short_sums_overlapped_epilogues() {
+    let hopper = device(Profile::sm_90(), 132);
+    let given = kernel(&hopper, [8192, 8, 128], [768, 2048], EpilogueKind::Activation);
+    assert_eq!(given, "grouped_gemm_hopper_prefill_128x256_activation_bf16");
+    let given = kernel(&hopper, [8192, 8, 128], [2048, 768], EpilogueKind::Store);
+    assert_eq!(given, "grouped_gemm_hopper_prefill_128x192_store_bf16");
+    // One expert's few columns would leave most multiprocessors without a wide tile.
+    let given = kernel(&hopper, [1024, 1, 1], [1024, 4096], EpilogueKind::Store);
+    assert_eq!(given, "grouped_gemm_hopper_prefill_128x128_store_bf16");
+}

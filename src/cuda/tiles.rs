@@ -130,6 +130,13 @@ impl Tile {
         self.blocks_per_sm.min(room).max(1)
     }
 
+    /// Whether one warpgroup's epilogue runs beside the other's products, because a tile fits the
+    /// registers of one: 192 sums of a thread and fewer.
+    #[must_use]
+    pub const fn overlaps_epilogue(&self) -> bool {
+        matches!(self.family, Family::HopperPrefill) && self.rows * self.columns / 128 <= 192
+    }
+
     /// Columns of the output's first half that one tile computes.
     #[must_use]
     pub const fn output_columns(&self, epilogue: EpilogueKind) -> u32 {
@@ -173,10 +180,14 @@ impl Problem {
     }
 }
 
+/// A depth up to which the end of a tile is a large part of its time.
+const SHALLOW: usize = 1024;
+
 /// The tile of `tiles` for `problem` on `device`: of the families that `path` allows, the one with
 /// weights as M while all of an expert's rows fit one tile of it, then tokens as M; of a family's
-/// tiles, the least high that holds an expert's rows, else the highest; of those, the widest that still
-/// gives each multiprocessor a tile, else the narrowest.
+/// tiles, the smallest that holds an expert's rows, else the largest. Among tiles of the same rows, one
+/// that overlaps its epilogue where sums are short; then the widest whose tiles occupy the whole
+/// device, else the narrowest.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if no tile fits the device.
@@ -196,27 +207,27 @@ pub fn choose<'a>(
     } else {
         (Family::PortableDecode, Family::PortablePrefill)
     };
-    let of = |family: Family, holding: bool| {
-        let fitting = || tiles.iter().filter(move |t| t.family == family && t.fits(device));
-        let heights = fitting().map(|t| t.rows as usize);
-        let height = if holding {
-            heights.filter(|&rows| rows >= problem.rows_per_expert()).min()?
-        } else {
-            heights.max()?
-        };
-        let alike = || fitting().filter(move |t| t.rows as usize == height);
-        let busy = |t: &&Tile| problem.max_tiles(t) >= u64::from(device.sm_count);
-        let widest = alike().filter(busy).max_by_key(|t| t.columns);
-        widest.or_else(|| alike().min_by_key(|t| t.columns))
-    };
-    of(decode, true)
-        .or_else(|| of(prefill, true))
-        .or_else(|| of(prefill, false))
-        .or_else(|| of(decode, false))
+    let fitting = |family| tiles.iter().filter(move |t| t.family == family && t.fits(device));
+    let rows = problem.rows_per_expert();
+    let smallest =
+        |family| fitting(family).map(|t| t.rows).filter(|&of_tile| of_tile as usize >= rows).min();
+    let largest = |family| fitting(family).map(|t| t.rows).max();
+    let (family, rows) = smallest(decode)
+        .map(|rows| (decode, rows))
+        .or_else(|| smallest(prefill).or(largest(prefill)).map(|rows| (prefill, rows)))
+        .or_else(|| largest(decode).map(|rows| (decode, rows)))
         .ok_or_else(|| Error::Unsupported {
             what: format!("grouped GEMM on {} by path {path}", device.name),
             supported: "compute capability 8.0 and up; path hopper: 9.0".to_owned(),
-        })
+        })?;
+    let worth = |tile: &&Tile| {
+        let slots = u64::from(device.sm_count * tile.resident_blocks(device));
+        let occupied = problem.max_tiles(tile) >= slots;
+        let width = i64::from(tile.columns) * if occupied { 1 } else { -1 };
+        (tile.overlaps_epilogue() && problem.depth <= SHALLOW, occupied, width)
+    };
+    let same_rows = fitting(family).filter(|t| t.rows == rows);
+    Ok(same_rows.max_by_key(worth).expect("the rows are of one of them"))
 }
 
 const fn tile(
@@ -231,6 +242,8 @@ const fn tile(
 pub const TILES: &[Tile] = &[
     //                           rows columns depth stages threads blocks shared
     tile(Family::HopperPrefill,   [128, 256, 64, 4, 384, 1, 230_400]),
+    tile(Family::HopperPrefill,   [128, 192, 64, 5, 384, 1, 230_400]),
+    tile(Family::HopperPrefill,   [128, 128, 64, 6, 384, 1, 214_016]),
     tile(Family::HopperDecode,    [  8,  64, 64, 12, 160, 2, 111_616]),
     tile(Family::HopperDecode,    [  8, 128, 64, 6, 160, 2, 105_472]),
     tile(Family::HopperDecode,    [ 16, 128, 64, 6, 160, 2, 111_616]),
