@@ -160,8 +160,12 @@ impl State {
             self.streams.insert(stream, StreamState { queue, capture: None });
         }
         let result = self.flush(streams[0], None);
-        streams.iter().for_each(|s| drop(self.streams.remove(s)));
-        events.iter().for_each(|e| drop(self.events.remove(e)));
+        for stream in &streams {
+            self.streams.remove(stream);
+        }
+        for event in &events {
+            self.events.remove(event);
+        }
         result
     }
 }
