@@ -298,6 +298,8 @@ fn modules_give_functions_by_name() {
     has(&log, "cuFuncSetAttribute 8 = 65536");
     has(&log, "cuOccupancy 384 threads 65536 bytes");
     assert_eq!((count(&log, "cuModuleLoadData"), count(&log, "cuModuleUnload")), (1, 1));
+    // Not at the first launch, which may be captured.
+    assert_eq!(count(&log, "cuFuncLoad"), 1);
     is_balanced(&log);
     let too_new = [("FAKE_CUDA_FAIL", "cuModuleLoadData=222"), ("FAKE_CUDA_VERSION", "12040")];
     run("refused image", &fake, &too_new);

@@ -134,6 +134,7 @@ Result cuModuleGetFunction(Handle* function, Handle module, const char* name) {
   *function = fresh();
   return 0;
 }
+Result cuFuncLoad(Handle function) { (void)function; CALL(cuFuncLoad, ""); return 0; }
 Result cuFuncGetAttribute(int* value, int attribute, Handle function) {
   (void)function;
   CALL(cuFuncGetAttribute, " %d", attribute);

@@ -67,6 +67,7 @@ const SYMBOLS: &[&str] = &[
 ];
 
 type ElapsedTime = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> u32;
+type FunctionLoad = unsafe extern "C" fn(sys::CUfunction) -> u32;
 
 /// The library, initialised, with all that is called of it.
 pub(super) struct Cuda {
@@ -74,6 +75,8 @@ pub(super) struct Cuda {
     pub(super) version: u32,
     /// cudarc has `_v2` of it, and only from 12.8 on, which a driver of 12.0 lacks.
     pub(super) event_elapsed_time: ElapsedTime,
+    /// From 12.4 on, where the driver may put off loading a kernel's code to its first launch.
+    pub(super) function_load: Option<FunctionLoad>,
 }
 
 /// The library, looked for once in a process.
@@ -122,12 +125,15 @@ fn find() -> Result<Cuda> {
         unsafe { library.get::<ElapsedTime>(b"cuEventElapsedTime\0") }.map(|symbol| *symbol);
     let event_elapsed_time = event_elapsed_time
         .map_err(|error| DriverError::Unavailable(format!("NVIDIA's driver: {error}")))?;
+    // SAFETY: as above.
+    let function_load =
+        unsafe { library.get::<FunctionLoad>(b"cuFuncLoad\0") }.ok().map(|symbol| *symbol);
     // Its functions are called until the process ends.
     std::mem::forget(library);
 
     // SAFETY: the library is there, and has the symbol.
     match unsafe { sys::cuInit(0) } as u32 {
-        0 => Ok(Cuda { version, event_elapsed_time }),
+        0 => Ok(Cuda { version, event_elapsed_time, function_load }),
         100 => Err(DriverError::Unavailable(
             "NVIDIA's driver is installed, but sees no GPU (CUDA_VISIBLE_DEVICES may hide it)"
                 .to_owned(),

@@ -342,10 +342,14 @@ impl Driver for NvidiaDriver {
             DriverError::Failed { code: NOT_FOUND, .. } => unknown(),
             other => other,
         })?;
+        // Lazily, the first launch would load the code, which a capture does not permit.
+        if let Some(load) = cuda()?.function_load {
+            let _current = self.enter()?;
+            // SAFETY: the function was found by its name, and is of a module that is loaded.
+            self.check("cuFuncLoad", unsafe { load(function) })?;
+        }
         let function = Function(number(function));
         lock(&self.names).insert(function, name.to_owned());
-        // Loads the code now: lazily, the first launch would, which a capture does not permit.
-        self.function_attributes(function)?;
         Ok(function)
     }
     fn function_attributes(&self, function: Function) -> Result<FunctionAttributes> {
