@@ -33,7 +33,8 @@ __device__ __forceinline__ uint32_t staged(uint32_t staging, uint32_t row, uint3
 // then of the other 8.
 __device__ __forceinline__ void stage_columns(uint32_t staging, uint32_t i, const uint32_t (&values)[4]) {
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-  ptx::stmatrix_x4(staged(staging, warp * 16 + lane % 16, i * 2 + lane / 16), values[0], values[1], values[2], values[3]);
+  ptx::stmatrix_x4(staged(staging, warp * 16 + lane % 16, i * 2 + lane / 16), values[0], values[1], values[2],
+                   values[3]);
 }
 
 // By all threads of the warpgroup, after a fence and a barrier.  Whole blocks go by TMA, which clips columns; the last
