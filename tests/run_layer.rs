@@ -164,6 +164,43 @@ fn a_checkpoint_folder_runs_any_layer_on_random_tokens() {
     assert_eq!(report["tokens_per_expert"], serde_json::json!([0, 0, 0, 0, 0]));
 }
 
+/// The CUDA kernels, without a GPU: Hopper's multiply by wgmma, the portable ones never do.
+#[test]
+fn the_kernels_of_both_paths_on_the_emulator() {
+    if moe_emulator::EmulatedDriver::new(moe_emulator::Profile::sm_90()).is_err() {
+        eprintln!("SKIPPED: the emulator was built without a C++ compiler");
+        return;
+    }
+    for (file, path) in [
+        ("mixtral", "hopper"),
+        ("qwen3_moe", "hopper"),
+        ("olmoe", "hopper"),
+        ("mixtral", "portable"),
+        ("qwen3_moe", "portable"),
+        ("olmoe", "portable"),
+    ] {
+        let file = fixture(&format!("{file}.safetensors"));
+        let output = run_layer(&[&file, "--backend", "emulator", "--path", path, "--json"]);
+        assert!(output.status.success(), "{output:?}");
+        let report = json(&output);
+        assert_eq!(report["backend"], "emulator");
+        assert_eq!(report["path"], path);
+        assert_eq!(report["dtype"], "bf16");
+        assert_eq!(report["selection_exact"], true);
+        assert!(report["output_rel_l2"].as_f64().unwrap() <= 1e-2, "{report}");
+        let wgmmas = report["wgmmas"].as_u64().unwrap();
+        assert_eq!(wgmmas > 0, path == "hopper", "{report}");
+        let kernels: Vec<_> =
+            report["kernels"].as_array().unwrap().iter().flat_map(Value::as_str).collect();
+        for part in ["router_logits", "router_topk", "plan", "combine"] {
+            assert!(kernels.iter().any(|kernel| kernel.starts_with(part)), "{part}: {report}");
+        }
+        let gemms =
+            kernels.iter().filter(|name| name.starts_with(&format!("grouped_gemm_{path}"))).count();
+        assert_eq!(gemms, 2, "{report}");
+    }
+}
+
 #[test]
 fn bad_input_is_refused_in_one_line() {
     refused(&["none.safetensors"], &["none.safetensors", "No such file"]);
@@ -173,7 +210,7 @@ fn bad_input_is_refused_in_one_line() {
     refused(&["--dtype", "f64"], &["f64", "f32, bf16, f16"]);
     refused(&["--layer", "1", "--model", "mixtral-8x7b"], &["--layer", "--model"]);
     refused(&["--backend", "cuda"], &["cuda", "not built"]);
-    refused(&["--backend", "emulator"], &["emulator", "not built"]);
+    refused(&["--backend", "emulator", "--dtype", "f32"], &["f32", "emulator", "bf16, f16"]);
     refused(&["--backend", "cuda", "--dtype", "f32"], &["f32", "bf16", "f16"]);
     refused(&["--path", "hopper"], &["--path", "cpu"]);
     refused(&["--repeat", "0"], &["--repeat", "1.."]);

@@ -46,7 +46,7 @@ pub fn router(r: &Rig, tokens: i32, experts: i32, k: i32, renormalise: i32) -> O
     // Ties: of two lanes, and of one.
     logits[1] = logits[2];
     if e > 35 {
-        [3, 35].map(|i| logits[5 * e + i] = 5.0);
+        [3, 35].into_iter().for_each(|i| logits[5 * e + i] = 5.0);
     }
     let x = r.upload(&logits);
     let (ids, weights) = (r.alloc::<i32>(t * top), r.alloc::<f32>(t * top));
