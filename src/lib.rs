@@ -7,7 +7,8 @@
 //! hidden_states [T,H] -> router -> plan -> grouped GEMM 1 + activation -> grouped GEMM 2 -> combine
 //! ```
 //!
-//! Backends: the CPU. CUDA is to come; its driver is a trait already (feature `driver`).
+//! Backends: the CPU, and CUDA by hand-written kernels (feature `cuda`; over any driver, the emulator's
+//! included, feature `driver`).
 //!
 //! - [`MoeLayer`] is the whole: a [`MoeConfig`], weights, and the [`Backend`] that runs them.
 //! - [`ops`] has each stage's contract, to be run by itself with a method of [`Backend`].

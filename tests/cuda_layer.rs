@@ -16,10 +16,13 @@ use moe_kernels::ops::{LayerInput, Output};
 use moe_kernels::weights::ExpertMatrix;
 use proptest::prelude::{ProptestConfig, Strategy, any, proptest};
 
+// Values are compared without the emulator's checks of each access, which take most of the time; the stages' own tests
+// run every kernel under them, and so do the tests here that are named for what they check.
+
 /// The devices and paths that run each case: Hopper's kernels, the portable ones beside them, and
 /// the portable ones where there are no others, with little shared memory.
-fn devices(seed: u64) -> Option<[Emulated; 3]> {
-    let device = |profile, path| emulated(profile, path, Options::checked(seed));
+fn devices(options: Options) -> Option<[Emulated; 3]> {
+    let device = |profile, path| emulated(profile, path, options.clone());
     Some([
         device(Profile::sm_90(), Path::Hopper)?,
         device(Profile::sm_90(), Path::Portable)?,
@@ -33,7 +36,7 @@ fn describe(device: &Emulated) -> String {
 
 #[test]
 fn every_case_equals_the_oracle_bf16() {
-    let Some(devices) = devices(1) else { return };
+    let Some(devices) = devices(Options::plain(1)) else { return };
     for case in cases() {
         devices.iter().for_each(|device| check_case::<_, bf16>(&describe(device), device, &case));
     }
@@ -41,7 +44,7 @@ fn every_case_equals_the_oracle_bf16() {
 
 #[test]
 fn some_cases_equal_the_oracle_f16() {
-    let Some(devices) = devices(2) else { return };
+    let Some(devices) = devices(Options::plain(2)) else { return };
     for case in cases().iter().step_by(3) {
         devices.iter().for_each(|device| check_case::<_, f16>(&describe(device), device, case));
     }
@@ -50,7 +53,7 @@ fn some_cases_equal_the_oracle_f16() {
 /// The families' golden files: what their reference implementations computed.
 #[test]
 fn families_agree_with_their_reference() {
-    let Some(devices) = devices(3) else { return };
+    let Some(devices) = devices(Options::checked(3)) else { return };
     for name in FIXTURES {
         for device in &devices {
             check_fixture(&describe(device), device, name);
@@ -61,8 +64,8 @@ fn families_agree_with_their_reference() {
 /// Routing from the caller, some of it not for this layer.
 #[test]
 fn routing_of_the_caller() {
-    let Some(devices) = devices(4) else { return };
-    for case in cases().iter().step_by(2) {
+    let Some(devices) = devices(Options::checked(4)) else { return };
+    for case in cases().iter().step_by(4) {
         let MoeConfig { hidden_size: h, num_experts: e, top_k: k, .. } = case.config;
         let data = Data::<bf16>::new(case);
         let mut rng = case.rng();
@@ -100,7 +103,7 @@ fn routing_of_the_caller() {
 /// Ids of another numbering, some of whose experts are elsewhere.
 #[test]
 fn an_expert_map() {
-    let Some(devices) = devices(5) else { return };
+    let Some(devices) = devices(Options::checked(5)) else { return };
     let case = named("regular [");
     let MoeConfig { num_experts: e, top_k: k, hidden_size: h, .. } = case.config;
     let data = Data::<bf16>::new(&case);
@@ -127,8 +130,8 @@ fn an_expert_map() {
 /// The number of tokens lies on the device.
 #[test]
 fn fewer_tokens_than_rows() {
-    let Some(devices) = devices(6) else { return };
-    for case in cases().iter().filter(|case| case.tokens > 0).step_by(4) {
+    let Some(devices) = devices(Options::plain(6)) else { return };
+    for case in cases().iter().filter(|case| case.tokens > 0).step_by(7) {
         let MoeConfig { hidden_size: h, top_k: k, .. } = case.config;
         let data = Data::<bf16>::new(case);
         for device in &devices {
@@ -155,8 +158,8 @@ fn fewer_tokens_than_rows() {
 /// each expert. The same bits every time.
 #[test]
 fn weights_in_place() {
-    let Some(devices) = devices(7) else { return };
-    for case in [named("ragged [T 31"), named("72 experts"), named("one expert")] {
+    let Some(devices) = devices(Options::checked(7)) else { return };
+    for case in [named("ragged [T 31"), named("one expert")] {
         let data = Data::<bf16>::new(&case);
         let shape = case.shape();
         for device in &devices {
@@ -226,11 +229,11 @@ fn weights_in_place() {
 /// Schedules, streams and addresses do not show in the bits.
 #[test]
 fn the_same_bits_every_run() {
-    for case in [named("ragged [T 130"), named("regular ["), named("128 experts")] {
+    for case in [named("ragged [T 31"), named("regular ["), named("all on one")] {
         let data = Data::<bf16>::new(&case);
         let mut expected: [Option<Vec<u32>>; 3] = [None, None, None];
         for seed in [0, 11, 12, 13] {
-            let Some(devices) = devices(seed) else { return };
+            let Some(devices) = devices(Options::checked(seed)) else { return };
             for (mut device, expected) in devices.into_iter().zip(&mut expected) {
                 // Other addresses, and another stream.
                 let _elsewhere = device.put(&vec![0u8; 1000 * seed as usize + 1]);
@@ -255,14 +258,14 @@ fn the_same_bits_every_run() {
 
 #[test]
 fn a_captured_graph_replays() {
-    let Some(devices) = devices(8) else { return };
+    let Some(devices) = devices(Options::checked(8)) else { return };
     devices.iter().for_each(|device| check_graph(&describe(device), device));
 }
 
 /// Nothing is allocated, and nothing waits, in a forward.
 #[test]
 fn a_forward_allocates_nothing() {
-    let Some(devices) = devices(9) else { return };
+    let Some(devices) = devices(Options::checked(9)) else { return };
     let case = named("regular [");
     let data = Data::<bf16>::new(&case);
     for device in &devices {
@@ -281,7 +284,7 @@ fn a_forward_allocates_nothing() {
 
 /// Random layers of ragged shapes.
 fn any_case() -> impl Strategy<Value = (Case, u64)> {
-    let shape = (0usize..=200, 1usize..=40, 1usize..=40, 1usize..=40, 1usize..=8);
+    let shape = (0usize..=96, 1usize..=40, 1usize..=40, 1usize..=40, 1usize..=8);
     (shape, any::<bool>(), any::<u64>()).prop_map(|((tokens, h8, i8, e, k), loose, seed)| {
         let config = MoeConfig::new(8 * h8, 8 * i8, e, k.min(e));
         let pad = if loose { LOOSE } else { TIGHT };
@@ -291,11 +294,11 @@ fn any_case() -> impl Strategy<Value = (Case, u64)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 10, failure_persistence: None, ..Default::default() })]
 
     #[test]
     fn random_layers((case, seed) in any_case()) {
-        if let Some(devices) = devices(seed) {
+        if let Some(devices) = devices(Options::plain(seed)) {
             let MoeConfig { hidden_size: h, top_k: k, .. } = case.config;
             let data = Data::<bf16>::seeded(&case, &mut Rng::new(seed));
             let truth = data.routing(&case.config);

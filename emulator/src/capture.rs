@@ -160,12 +160,8 @@ impl State {
             self.streams.insert(stream, StreamState { queue, capture: None });
         }
         let result = self.flush(streams[0], None);
-        for stream in &streams {
-            self.streams.remove(stream);
-        }
-        for event in &events {
-            self.events.remove(event);
-        }
+        self.streams.retain(|s, _| !streams.contains(s));
+        self.events.retain(|e, _| !events.contains(e));
         result
     }
 }

@@ -38,7 +38,8 @@ __device__ __forceinline__ void combine_tokens(const CombineArgs& p) {
   ptx::grid_dependency_wait();
   const uint32_t all = 0xffffffffu, lane = threadIdx.x % 32;
   const uint32_t column = (blockIdx.y * ROW_THREADS + threadIdx.x) * 8;
-  const bool has_columns = column < p.hidden_size;  // its lane helps with the shuffles all the same
+  if (column - lane * 8 >= p.hidden_size) return;   // whole warps
+  const bool has_columns = column < p.hidden_size;  // a lane without helps with the shuffles all the same
   const uint16_t* rows = device_pointer<const uint16_t>(p.rows) + column;
   uint16_t* out = device_pointer<uint16_t>(p.out) + column;
   const uint32_t* row_of_assignment = device_pointer<const uint32_t>(p.row_of_assignment);

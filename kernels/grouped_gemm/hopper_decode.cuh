@@ -42,8 +42,13 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
   };
 
   // `x` only where it is not gathered.
-  static __device__ __forceinline__ void run(const TensorMap* x, const TensorMap& weights, const GroupedGemmArgs& args) {
+  static __device__ __forceinline__ void run(const TensorMap* x, const TensorMap& weights,
+                                             const GroupedGemmArgs& args) {
     Storage& shared = shared_storage<Storage>();
+    if (threadIdx.x == 128) {
+      if (!kGathered) ptx::prefetch_tensor_map(x);
+      if (args.weight_maps == 0) ptx::prefetch_tensor_map(&weights);
+    }
     if (threadIdx.x == 0) Ring<kStages>::init(shared.ring, kGathered ? 32 + 1 : 1, 4);
     __syncthreads();
     ptx::grid_dependency_wait();
@@ -66,34 +71,41 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
                                                  const GroupedGemmArgs& args, TileScheduler<kRows>& tiles,
                                                  uint32_t k_tiles) {
     Ring<kStages> ring(shared.ring);
-    RowGather<kRows, 32> rows(args, threadIdx.x % 32);
+    const uint32_t lane = threadIdx.x % 32;
+    RowGather<kRows, 32> rows(args, lane);
     const uint32_t stages_x = shared_address(shared.x), stages_weights = shared_address(shared.weights);
     WorkTile work;
     while (tiles.next(work)) {
       const ExpertMap from = expert_map(args, weights, work.expert);
       const int column = (int)(work.column_block * kTileColumns);
-      if (kGathered) rows.begin(args, work);
+      if (kGathered) {
+        rows.begin(args, work);
 #pragma unroll 1
-      for (uint32_t k_tile = 0; k_tile < k_tiles; k_tile++) {
-        const uint32_t full = ring.wait_empty();
-        const uint32_t to_weights = stages_weights + ring.stage() * kBytesWeights, to_x = stages_x + ring.stage() * kBytesX;
-        if (threadIdx.x % 32 == 0) {
-          ptx::mbarrier_arrive_expect_tx(full, kBytesWeights + (kGathered ? 0 : kBytesX));
-          if (kGathered) {
-            ptx::tma_load_5d(to_weights, from.map, (int)k_tile * 64, 0, 0, column / 8, from.expert, full);
-          } else {
-            ptx::tma_load_3d(to_weights, from.map, (int)k_tile * 64, column, from.expert, full);
-            ptx::tma_load_2d(to_x, x, (int)k_tile * 64, (int)work.row, full);
+        for (uint32_t k_tile = 0; k_tile < k_tiles; k_tile++) {
+          const uint32_t full = ring.wait_empty();
+          if (lane == 0) {
+            ptx::mbarrier_arrive_expect_tx(full, kBytesWeights);
+            ptx::tma_load_5d(stages_weights + ring.stage() * kBytesWeights, from.map, (int)k_tile * 64, 0, 0,
+                             column / 8, from.expert, full);
           }
-        }
-        if (kGathered) {
-          rows.copy(args, to_x, k_tile * 64);
+          rows.copy(args, stages_x + ring.stage() * kBytesX, k_tile * 64);
           ptx::cp_async_arrive_noinc(full);
-        } else {
-          __syncwarp();  // a lane that still waits must see this phase
+          ring.advance();
         }
-        ring.advance();
+      } else if (lane == 0) {
+        // Alone, waits included: a lane that waited beside it could miss the phase, which ends when the stage that
+        // this one fills has been used.
+#pragma unroll 1
+        for (uint32_t k_tile = 0; k_tile < k_tiles; k_tile++) {
+          const uint32_t full = ring.wait_empty();
+          ptx::mbarrier_arrive_expect_tx(full, kBytesWeights + kBytesX);
+          ptx::tma_load_3d(stages_weights + ring.stage() * kBytesWeights, from.map, (int)k_tile * 64, column,
+                           from.expert, full);
+          ptx::tma_load_2d(stages_x + ring.stage() * kBytesX, x, (int)k_tile * 64, (int)work.row, full);
+          ring.advance();
+        }
       }
+      __syncwarp();
     }
     ptx::grid_launch_dependents();
   }
@@ -105,7 +117,7 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
     float acc[kBlocks][kRows / 2];
     WorkTile work;
     while (tiles.next(work)) {
-      multiply<T, kBytesWeights, kBytesX, kGathered>(ring, acc, weights, x, k_tiles);
+      multiply<T, kBytesWeights, kBytesX, kGathered>(ring, acc, weights, x, k_tiles, [] {});
       const uint32_t lane = threadIdx.x % 32, first = work.column_block * kTileColumns + lane / 4;
 #pragma unroll
       for (uint32_t j = 0; j < kRows / 4; j++) {

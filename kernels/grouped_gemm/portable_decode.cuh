@@ -42,7 +42,8 @@ __device__ __forceinline__ void portable_decode(const GroupedGemmArgs& args) {
     float acc[kM][kN][4] = {};
     const WorkTile work = pipeline.accumulate(acc, (args.depth + kTile.depth - 1) / kTile.depth, loader);
 
-    const uint32_t column = work.column_block * kTileColumns<kTile, kEpilogue> + warp * (kPairs ? 16 : 32) + lane / 4 * 2;
+    const uint32_t column =
+        work.column_block * kTileColumns<kTile, kEpilogue> + warp * (kPairs ? 16 : 32) + lane / 4 * 2;
 #pragma unroll
     for (int n = 0; n < kN; n++)
 #pragma unroll

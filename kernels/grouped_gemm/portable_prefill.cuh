@@ -46,7 +46,8 @@ __device__ __forceinline__ void portable_prefill(const GroupedGemmArgs& args) {
     float acc[kM][kN][4] = {};
     const WorkTile work = pipeline.accumulate(acc, (args.depth + kTile.depth - 1) / kTile.depth, loader);
 
-    const uint32_t column = work.column_block * kTileColumns<kTile, kEpilogue> + warp_column / (kPairs ? 2 : 1) + lane % 4 * 8;
+    const uint32_t column =
+        work.column_block * kTileColumns<kTile, kEpilogue> + warp_column / (kPairs ? 2 : 1) + lane % 4 * 8;
 #pragma unroll
     for (int m = 0; m < kM; m++)
 #pragma unroll
@@ -55,7 +56,7 @@ __device__ __forceinline__ void portable_prefill(const GroupedGemmArgs& args) {
         uint32_t v[2][4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const float(&first)[4] = acc[m][kPairs ? 2 * i : i], (&second)[4] = acc[m][kPairs ? 2 * i + 1 : i + 4];
+          const float (&first)[4] = acc[m][kPairs ? 2 * i : i], (&second)[4] = acc[m][kPairs ? 2 * i + 1 : i + 4];
           if constexpr (kEpilogue == Epilogue::Activation) {
             v[0][i] = Float16<T>::pack(activate(args.activation, first[2 * h], second[2 * h]),
                                        activate(args.activation, first[2 * h + 1], second[2 * h + 1]));

@@ -28,6 +28,8 @@
 
 constexpr uint32_t kMaxExperts = 1024;
 constexpr uint32_t kWarps = PLAN_THREADS / 32, kRounds = PLAN_TILE / PLAN_THREADS, kAll = 0xffffffffu;
+constexpr uint32_t kNone = 0xffffffffu;
+constexpr uint32_t kAhead = 8;  // counts that plan_scan asks for before it needs the first
 
 struct PlanStorage {
   uint32_t count[kMaxExperts];           // of a chunk; while rows are handed out: the next row of each expert
@@ -44,31 +46,46 @@ __device__ __forceinline__ uint32_t num_chunks(const PlanArgs& p) {
   return assignments / p.assignments_per_chunk + (assignments % p.assignments_per_chunk != 0);
 }
 
-// The expert of an assignment, or E where it has none here.
-__device__ __forceinline__ uint32_t local_expert(const PlanArgs& p, uint32_t assignment, uint32_t live) {
-  if (assignment >= live) return p.num_experts;
-  const uint32_t token = assignment / p.top_k, k = assignment % p.top_k;
-  uint32_t id = (uint32_t)device_pointer<const int32_t>(p.topk_ids)[token * p.ids_stride + k];
-  if (p.expert_map != 0) {
-    if (id >= p.expert_map_len) return p.num_experts;
-    id = (uint32_t)device_pointer<const int32_t>(p.expert_map)[id];
+// The assignment that this thread has of round i of a tile: a warp's are neighbours.
+__device__ __forceinline__ uint32_t own_assignment(uint32_t tile, uint32_t i) {
+  return tile + (threadIdx.x / 32 * kRounds + i) * 32 + threadIdx.x % 32;
+}
+
+// The experts of this thread's assignments before `end`; E where there is none here.
+__device__ __forceinline__ void local_experts(const PlanArgs& p, uint32_t tile, uint32_t end,
+                                              uint32_t (&expert)[kRounds]) {
+  const int32_t* ids = device_pointer<const int32_t>(p.topk_ids);
+  const int32_t* map = device_pointer<const int32_t>(p.expert_map);
+  const uint32_t live = min(end, token_count(p.num_tokens) * p.top_k);
+#pragma unroll
+  for (uint32_t i = 0; i < kRounds; i++) {
+    const uint32_t a = own_assignment(tile, i);
+    expert[i] = kNone;
+    if (a < live) expert[i] = (uint32_t)ids[a / p.top_k * p.ids_stride + a % p.top_k];  // negative ids are great ones
   }
-  return min(id, p.num_experts);  // negative ids are great ones
+#pragma unroll
+  for (uint32_t i = 0; i < kRounds; i++) {
+    if (map != nullptr) expert[i] = expert[i] < p.expert_map_len ? (uint32_t)map[expert[i]] : kNone;
+    expert[i] = min(expert[i], p.num_experts);
+  }
 }
 
 // scratch[chunk, e] = the chunk's assignments to e
 __device__ __forceinline__ void count_chunks(PlanStorage& s, const PlanArgs& p) {
   uint32_t* scratch = device_pointer<uint32_t>(p.scratch);
   const uint32_t assignments = num_assignments(p), chunks = num_chunks(p);
-  const uint32_t live = token_count(p.num_tokens) * p.top_k;
   for (uint32_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
     for (uint32_t e = threadIdx.x; e < p.num_experts; e += PLAN_THREADS) s.count[e] = 0;
     __syncthreads();
     const uint32_t first = chunk * p.assignments_per_chunk;
     const uint32_t end = first + min(p.assignments_per_chunk, assignments - first);
-    for (uint32_t a = first + threadIdx.x; a < end; a += PLAN_THREADS) {
-      const uint32_t e = local_expert(p, a, live);
-      if (e < p.num_experts) atomicAdd(&s.count[e], 1u);
+    for (uint32_t tile = first; tile < end; tile += PLAN_TILE) {
+      uint32_t expert[kRounds];
+      local_experts(p, tile, end, expert);
+#pragma unroll
+      for (uint32_t i = 0; i < kRounds; i++) {
+        if (expert[i] < p.num_experts) atomicAdd(&s.count[expert[i]], 1u);
+      }
     }
     __syncthreads();
     for (uint32_t e = threadIdx.x; e < p.num_experts; e += PLAN_THREADS)
@@ -87,7 +104,7 @@ __device__ __forceinline__ void scan_counts(PlanStorage& s, const PlanArgs& p) {
     const uint32_t e = first + threadIdx.x;
     uint32_t total = 0;
     if (e < p.num_experts) {
-#pragma unroll 8
+#pragma unroll kAhead
       for (uint32_t chunk = 0; chunk < chunks; chunk++) total += scratch[(uint64_t)chunk * p.num_experts + e];
     }
     uint32_t sum = total;
@@ -107,12 +124,16 @@ __device__ __forceinline__ void scan_counts(PlanStorage& s, const PlanArgs& p) {
     if (e < p.num_experts) {
       device_pointer<uint32_t>(p.tokens_per_expert)[e] = total;
       expert_offsets[e] = row;
-#pragma unroll 8
-      for (uint32_t chunk = 0; chunk < chunks; chunk++) {
-        uint32_t& cell = scratch[(uint64_t)chunk * p.num_experts + e];
-        const uint32_t count = cell;
-        cell = row;
-        row += count;
+      for (uint32_t chunk = 0; chunk < chunks; chunk += kAhead) {
+        uint32_t count[kAhead];
+        uint32_t* cell = scratch + (uint64_t)chunk * p.num_experts + e;
+#pragma unroll
+        for (uint32_t i = 0; i < kAhead; i++) count[i] = chunk + i < chunks ? cell[(uint64_t)i * p.num_experts] : 0;
+#pragma unroll
+        for (uint32_t i = 0; i < kAhead; i++) {
+          if (chunk + i < chunks) cell[(uint64_t)i * p.num_experts] = row;
+          row += count[i];
+        }
       }
     }
   }
@@ -126,7 +147,6 @@ __device__ __forceinline__ void scatter_chunks(PlanStorage& s, const PlanArgs& p
   uint32_t* row_of_assignment = device_pointer<uint32_t>(p.row_of_assignment);
   const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const uint32_t assignments = num_assignments(p), chunks = num_chunks(p);
-  const uint32_t live = token_count(p.num_tokens) * p.top_k;
   uint16_t* before = s.before[warp];
   for (uint32_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
     // Each thread keeps the counts that it wrote itself.
@@ -137,11 +157,7 @@ __device__ __forceinline__ void scatter_chunks(PlanStorage& s, const PlanArgs& p
     for (uint32_t tile = first; tile < end; tile += PLAN_TILE) {
       for (uint32_t e = lane; e < p.num_experts; e += 32) before[e] = 0;
       uint32_t expert[kRounds], rank[kRounds];
-#pragma unroll
-      for (uint32_t i = 0; i < kRounds; i++) {
-        const uint32_t a = tile + (warp * kRounds + i) * 32 + lane;
-        expert[i] = a < end ? local_expert(p, a, live) : p.num_experts;
-      }
+      local_experts(p, tile, end, expert);
 #pragma unroll
       for (uint32_t i = 0; i < kRounds; i++) {
         const bool routed = expert[i] < p.num_experts;
@@ -166,7 +182,7 @@ __device__ __forceinline__ void scatter_chunks(PlanStorage& s, const PlanArgs& p
       __syncthreads();
 #pragma unroll
       for (uint32_t i = 0; i < kRounds; i++) {
-        const uint32_t a = tile + (warp * kRounds + i) * 32 + lane;
+        const uint32_t a = own_assignment(tile, i);
         if (expert[i] < p.num_experts) {
           const uint32_t row = s.first_row[expert[i]] + before[expert[i]] + rank[i];
           row_of_assignment[a] = row;
@@ -180,12 +196,12 @@ __device__ __forceinline__ void scatter_chunks(PlanStorage& s, const PlanArgs& p
   }
 }
 
-#define PLAN_KERNEL(name, ...)                                              \
-  KERNEL(name, PLAN_THREADS, 1, const __grid_constant__ PlanArgs p) {       \
-    PlanStorage& s = shared_storage<PlanStorage>();                         \
-    ptx::grid_launch_dependents();                                          \
-    ptx::grid_dependency_wait();                                            \
-    __VA_ARGS__                                                             \
+#define PLAN_KERNEL(name, ...)                                        \
+  KERNEL(name, PLAN_THREADS, 1, const __grid_constant__ PlanArgs p) { \
+    PlanStorage& s = shared_storage<PlanStorage>();                   \
+    ptx::grid_launch_dependents();                                    \
+    ptx::grid_dependency_wait();                                      \
+    __VA_ARGS__                                                       \
   }
 PLAN_KERNEL(plan_count, count_chunks(s, p);)
 PLAN_KERNEL(plan_scan, scan_counts(s, p);)

@@ -18,8 +18,8 @@ struct CopyTile {
   uint32_t threads;
 };
 
-// A tile's place travels beside its operands, so that it is looked up once.  Loading is ahead by up to kTile.stages
-// tiles of one block, and one tile's place is still read while a faster warp loads.
+// A tile's place travels beside its operands, so that it is looked up once.  Where a tile's depth is one block, a warp
+// may look up the tile kTile.stages + 1 after the one whose place others still read.
 template <CopyTile kTile> struct CopyStorage {
   alignas(128) uint16_t x[kTile.stages][kTile.rows * kTile.depth];
   alignas(128) uint16_t weights[kTile.stages][kTile.columns * kTile.depth];
@@ -52,9 +52,8 @@ constexpr uint32_t kTileColumns = kEpilogue == Epilogue::Store ? kTile.columns :
 template <CopyTile kTile, Epilogue kEpilogue, class T, class Layout> class CopyLoader {
  public:
   __device__ __forceinline__ CopyLoader(const GroupedGemmArgs& args, CopyStorage<kTile>& storage)
-      : args_(args), storage_(storage),
-        tiles_(device_pointer<const uint32_t>(args.expert_offsets), args.num_experts,
-               (args.columns + kColumns - 1) / kColumns, blockIdx.x, gridDim.x),
+      : args_(args), storage_(storage), tiles_(device_pointer<const uint32_t>(args.expert_offsets), args.num_experts,
+                                               (args.columns + kColumns - 1) / kColumns, blockIdx.x, gridDim.x),
         chunk_(threadIdx.x % kChunks), row_(threadIdx.x / kChunks), depth_(args.depth) {
     const uint32_t offset = chunk_offset<kTile.depth>(row_, chunk_);
     x_stage_ = shared_address(storage.x) + offset;
@@ -146,7 +145,8 @@ template <CopyTile kTile, bool kWeightsFirst, class T, int kM, int kN> class Cop
   // The warp's first row and first column in the product.
   template <class Loader>
   __device__ __forceinline__ CopyPipeline(CopyStorage<kTile>& storage, Loader& loader, uint32_t row, uint32_t column)
-      : storage_(storage), product_(row, column), rows_(shared_address(kWeightsFirst ? storage.weights[0] : storage.x[0])),
+      : storage_(storage), product_(row, column),
+        rows_(shared_address(kWeightsFirst ? storage.weights[0] : storage.x[0])),
         columns_(shared_address(kWeightsFirst ? storage.x[0] : storage.weights[0])) {
 #pragma unroll 1
     for (uint32_t i = 0; i + 1 < kTile.stages; i++) loader.next(i);

@@ -50,7 +50,8 @@ template <class T, uint32_t kDepth, int kM, int kN> class WarpProduct {
 
   // acc += the product of a step.  Meanwhile the fragments of the next one are loaded, if it `follows`; it may be
   // the first of other stages, which are those given.
-  __device__ __forceinline__ void add(float (&acc)[kM][kN][4], int step, bool follows, uint32_t rows, uint32_t columns) {
+  __device__ __forceinline__ void add(float (&acc)[kM][kN][4], int step, bool follows, uint32_t rows,
+                                      uint32_t columns) {
     const int next = (step + 1) % kSteps;
     if (follows) load_a(rows, next);
 #pragma unroll
@@ -70,7 +71,7 @@ template <class T, uint32_t kDepth, int kM, int kN> class WarpProduct {
     for (int m = 0; m < kM; m++) ptx::ldmatrix_x4(a_[step % 2][m], rows + (row_ ^ step * 32) + m * kBlock);
   }
   __device__ __forceinline__ void load_b(uint32_t columns, int step, int n) {
-    uint32_t(&b)[kN][2] = b_[step % kSets];
+    uint32_t (&b)[kN][2] = b_[step % kSets];
     if constexpr (kN == 1) {
       ptx::ldmatrix_x2(b[0], columns + (column_ ^ step * 32));
     } else {

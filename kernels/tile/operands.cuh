@@ -28,7 +28,8 @@ template <uint32_t kRows, uint32_t kThreads> class RowGather {
 #pragma unroll
     for (uint32_t i = 0; i < kCopies; i++) {
       const uint32_t row = min(work.row + row_ + i * kStep, work.row_end - 1);
-      token_[i] = token_of_row != nullptr ? __ldg(token_of_row + row) : row;
+      // A plain load: __ldg may be moved above griddepcontrol.wait, before the plan was written.
+      token_[i] = token_of_row != nullptr ? token_of_row[row] : row;
     }
   }
 

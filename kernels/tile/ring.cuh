@@ -32,6 +32,16 @@ template <uint32_t kStages> class Ring {
     }
   }
 
+  // Past stages that another role takes.
+  __device__ __forceinline__ void skip(uint32_t stages) {
+    stage_ += stages % kStages;
+    phase_ ^= stages / kStages % 2;
+    if (stage_ >= kStages) {
+      stage_ -= kStages;
+      phase_ ^= 1;
+    }
+  }
+
   // Producers.  The stage may be filled; what fills it arrives at the barrier that is returned.
   __device__ __forceinline__ uint32_t wait_empty() const {
     ptx::mbarrier_wait(empty_ + 8 * stage_, phase_ ^ 1);

@@ -5,17 +5,24 @@
 #include "ptx/wgmma.cuh"
 #include "tile/ring.cuh"
 
+// A condition that is the same in all lanes, put to the vote: then the compiler knows the branch to be uniform, and
+// keeps the ring's place and the descriptors in uniform registers.  Else the main loop has half as many instructions
+// again.
+__device__ __forceinline__ bool uniform(bool condition) { return __all_sync(0xffffffffu, condition); }
+
 // wgmma by element type; the wrappers tell N from the number of accumulators.
 template <class T> struct Wgmma;
 template <> struct Wgmma<bf16> {
   template <uint32_t kRegisters>
-  static __device__ __forceinline__ void multiply(float (&acc)[kRegisters], uint64_t a, uint64_t b, uint32_t accumulate) {
+  static __device__ __forceinline__ void multiply(float (&acc)[kRegisters], uint64_t a, uint64_t b,
+                                                  uint32_t accumulate) {
     ptx::wgmma_bf16(acc, a, b, accumulate);
   }
 };
 template <> struct Wgmma<f16> {
   template <uint32_t kRegisters>
-  static __device__ __forceinline__ void multiply(float (&acc)[kRegisters], uint64_t a, uint64_t b, uint32_t accumulate) {
+  static __device__ __forceinline__ void multiply(float (&acc)[kRegisters], uint64_t a, uint64_t b,
+                                                  uint32_t accumulate) {
     ptx::wgmma_f16(acc, a, b, accumulate);
   }
 };
@@ -24,11 +31,14 @@ template <> struct Wgmma<f16> {
 // on, both K-major under the 128-byte swizzle, in stages of kBytesA and kBytesB.  Each warp releases a stage once its
 // products are complete, one k-tile later, so that the next products are under way meanwhile.
 //
+// `issued` is called when the last products are under way and no stage of the tile will be waited for any more.
+//
 // kFence: cp.async wrote part of the stage.  It writes through the generic proxy and wgmma reads through the async
 // proxy; the barrier orders the copies before this thread, the fence orders them before its wgmma.
-template <class T, uint32_t kBytesA, uint32_t kBytesB, bool kFence, uint32_t kStages, uint32_t kBlocks, uint32_t kRegisters>
+template <class T, uint32_t kBytesA, uint32_t kBytesB, bool kFence, uint32_t kStages, uint32_t kBlocks,
+          uint32_t kRegisters, class Issued>
 __device__ __forceinline__ void multiply(Ring<kStages>& ring, float (&acc)[kBlocks][kRegisters], uint32_t a, uint32_t b,
-                                         uint32_t k_tiles) {
+                                         uint32_t k_tiles, Issued issued) {
   constexpr uint32_t kBlockBytes = 64 * 128, kStepBytes = 32, kSteps = 4;
   const bool releases = threadIdx.x % 32 == 0;
   uint32_t previous = 0;
@@ -52,6 +62,7 @@ __device__ __forceinline__ void multiply(Ring<kStages>& ring, float (&acc)[kBloc
     previous = ring.stage();
     ring.advance();
   }
+  issued();
   ptx::wgmma_wait<0>();
   if (releases) ring.release(previous);
 }

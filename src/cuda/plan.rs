@@ -42,7 +42,8 @@ pub(super) fn run<D: Driver + 'static>(
     let args = PlanArgs {
         topk_ids: ids.address,
         ids_stride: ids.stride,
-        expert_map: expert_map.map_or(0, |map| Place::of(map).address),
+        // 0 means none: an empty map, which nobody reads, may lie there.
+        expert_map: expert_map.map_or(0, |map| Place::of(map).address.max(16)),
         tokens_per_expert: plan.tokens_per_expert.address(),
         expert_offsets: plan.expert_offsets.address(),
         token_of_row: plan.token_of_row.address(),

@@ -83,6 +83,9 @@ impl EpilogueKind {
     }
 }
 
+/// Shared memory that the system keeps of each block, in bytes.
+const RESERVED_SHARED: u32 = 1 << 10;
+
 /// A tile: what one block of threads computes at a time, and what it needs for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
@@ -98,7 +101,7 @@ pub struct Tile {
     pub stages: u32,
     /// Threads of a block.
     pub threads: u32,
-    /// Blocks that a multiprocessor is meant to hold.
+    /// Blocks that a multiprocessor is meant to hold, where it has the shared memory.
     pub blocks_per_sm: u32,
     /// Dynamic shared memory of a block in bytes.
     pub shared_bytes: u32,
@@ -117,6 +120,21 @@ impl Tile {
     pub fn fits(&self, device: &DeviceProperties) -> bool {
         self.family.runs_on(device.compute_capability)
             && self.shared_bytes <= device.max_shared_per_block
+    }
+
+    /// Blocks that a multiprocessor of the device holds. More would wait until others end, and take a
+    /// full share of the tiles even so.
+    #[must_use]
+    pub fn resident_blocks(&self, device: &DeviceProperties) -> u32 {
+        let room = device.max_shared_per_sm / (self.shared_bytes + RESERVED_SHARED);
+        self.blocks_per_sm.min(room).max(1)
+    }
+
+    /// Whether one warpgroup's epilogue runs beside the other's products, because a tile fits the
+    /// registers of one: 192 sums of a thread and fewer.
+    #[must_use]
+    pub const fn overlaps_epilogue(&self) -> bool {
+        matches!(self.family, Family::HopperPrefill) && self.rows * self.columns / 128 <= 192
     }
 
     /// Columns of the output's first half that one tile computes.
@@ -162,9 +180,14 @@ impl Problem {
     }
 }
 
+/// A depth up to which the end of a tile is a large part of its time.
+const SHALLOW: usize = 1024;
+
 /// The tile of `tiles` for `problem` on `device`: of the families that `path` allows, the one with
 /// weights as M while all of an expert's rows fit one tile of it, then tokens as M; of a family's
-/// tiles, the smallest that holds an expert's rows, else the largest.
+/// tiles, the smallest that holds an expert's rows, else the largest. Among tiles of the same rows, one
+/// that overlaps its epilogue where sums are short; then the widest whose tiles occupy the whole
+/// device, else the narrowest.
 ///
 /// # Errors
 /// [`Error::Unsupported`] if no tile fits the device.
@@ -184,19 +207,27 @@ pub fn choose<'a>(
     } else {
         (Family::PortableDecode, Family::PortablePrefill)
     };
+    let fitting = |family| tiles.iter().filter(move |t| t.family == family && t.fits(device));
     let rows = problem.rows_per_expert();
-    let smallest = |family| {
-        let fitting = tiles.iter().filter(move |t| t.family == family && t.fits(device));
-        let holding = fitting.clone().filter(|t| t.rows as usize >= rows);
-        let chosen = holding.min_by_key(|t| (t.rows, std::cmp::Reverse(t.columns)));
-        (chosen, fitting.max_by_key(|t| (t.rows, t.columns)))
+    let smallest =
+        |family| fitting(family).map(|t| t.rows).filter(|&of_tile| of_tile as usize >= rows).min();
+    let largest = |family| fitting(family).map(|t| t.rows).max();
+    let (family, rows) = smallest(decode)
+        .map(|rows| (decode, rows))
+        .or_else(|| smallest(prefill).or(largest(prefill)).map(|rows| (prefill, rows)))
+        .or_else(|| largest(decode).map(|rows| (decode, rows)))
+        .ok_or_else(|| Error::Unsupported {
+            what: format!("grouped GEMM on {} by path {path}", device.name),
+            supported: "compute capability 8.0 and up; path hopper: 9.0".to_owned(),
+        })?;
+    let worth = |tile: &&Tile| {
+        let slots = u64::from(device.sm_count * tile.resident_blocks(device));
+        let occupied = problem.max_tiles(tile) >= slots;
+        let width = i64::from(tile.columns) * if occupied { 1 } else { -1 };
+        (tile.overlaps_epilogue() && problem.depth <= SHALLOW, occupied, width)
     };
-    let (decode, widest_decode) = smallest(decode);
-    let (prefill, largest) = smallest(prefill);
-    decode.or(prefill).or(largest).or(widest_decode).ok_or_else(|| Error::Unsupported {
-        what: format!("grouped GEMM on {} by path {path}", device.name),
-        supported: "compute capability 8.0 and up; path hopper: 9.0".to_owned(),
-    })
+    let same_rows = fitting(family).filter(|t| t.rows == rows);
+    Ok(same_rows.max_by_key(worth).expect("the rows are of one of them"))
 }
 
 const fn tile(
@@ -211,6 +242,8 @@ const fn tile(
 pub const TILES: &[Tile] = &[
     //                           rows columns depth stages threads blocks shared
     tile(Family::HopperPrefill,   [128, 256, 64, 4, 384, 1, 230_400]),
+    tile(Family::HopperPrefill,   [128, 192, 64, 5, 384, 1, 230_400]),
+    tile(Family::HopperPrefill,   [128, 128, 64, 6, 384, 1, 214_016]),
     tile(Family::HopperDecode,    [  8,  64, 64, 12, 160, 2, 111_616]),
     tile(Family::HopperDecode,    [  8, 128, 64, 6, 160, 2, 105_472]),
     tile(Family::HopperDecode,    [ 16, 128, 64, 6, 160, 2, 111_616]),
@@ -219,9 +252,9 @@ pub const TILES: &[Tile] = &[
     tile(Family::PortablePrefill, [128, 256, 32, 4, 256, 1, 98_432]),
     tile(Family::PortablePrefill, [128, 128, 32, 3, 128, 2, 49_280]),
     tile(Family::PortablePrefill, [ 64, 128, 32, 4, 128, 3, 49_280]),
-    tile(Family::PortableDecode,  [ 32, 128, 32, 4, 128, 2, 41_088]),
-    tile(Family::PortableDecode,  [ 16,  64, 64, 4,  64, 2, 41_088]),
-    tile(Family::PortableDecode,  [  8,  64, 64, 5,  64, 2, 46_208]),
+    tile(Family::PortableDecode,  [  8,  64, 64, 5,  64, 4, 46_208]),
+    tile(Family::PortableDecode,  [ 16,  64, 64, 4,  64, 4, 41_088]),
+    tile(Family::PortableDecode,  [ 32, 128, 32, 4, 128, 4, 41_088]),
 ];
 
 /// `kernels/tile/tiles.h`.

@@ -49,7 +49,7 @@ fn there_and_back(device: &Emulated, config: &MoeConfig, x: &[bf16], gate: &[bf1
 #[test]
 fn kernels_wait_for_what_they_read() {
     // A plan of one launch, and one of three.
-    for (tokens, k, seeds) in [(33, 4, 1..9), (4100, 2, 1..4)] {
+    for (tokens, k, seeds) in [(33, 4, 1..9), (4100, 2, 1..2)] {
         let (h, e) = (24, 16);
         let config = MoeConfig::new(h, 8, e, k);
         let mut rng = Rng::new(1);

@@ -23,13 +23,19 @@ use moe_kernels::cuda::Path;
 /// multiprocessors, so that blocks stride over much work, and with so many that each piece of work
 /// has a block.
 fn on_every_device(test: impl Fn(&Emulated)) {
-    for (seed, profile) in [
-        (1, Profile::sm_80()),
-        (2, Profile::sm_90().with_sm_count(1)),
-        (3, Profile::sm_90().with_sm_count(1000)),
-        (4, Profile::sm_120()),
-    ] {
-        let Some(device) = emulated(profile, Path::Auto, Options::checked(seed)) else { return };
+    (0..4).for_each(|turn| on_device(turn, &test));
+}
+
+/// The same on one of the four, for tests of many variants that take turns.
+fn on_device(turn: usize, test: impl Fn(&Emulated)) {
+    let seed = turn as u64 + 1;
+    let profile = match turn % 4 {
+        0 => Profile::sm_80(),
+        1 => Profile::sm_90().with_sm_count(1),
+        2 => Profile::sm_90().with_sm_count(1000),
+        _ => Profile::sm_120(),
+    };
+    if let Some(device) = emulated(profile, Path::Auto, Options::checked(seed)) {
         test(&device);
     }
 }

@@ -6,13 +6,6 @@
 #include "models/numeric.h"
 
 namespace emu {
-static int element_bytes(const Instr& i) {
-  const std::string& t = i.mods.back();
-  if (t == "u64" || t == "b64" || t == "s64") return 8;
-  if (t == "u16" || t == "b16") return 2;
-  if (t == "u8" || t == "b8") return 1;
-  return 4;
-}
 // The ISA has no type for 16-bit floats but `.b16`, and kernels pack them into words of `.u32` and `.b32`.
 static Holds holds(const Instr& i) {
   const std::string& t = i.mods.back();
@@ -20,17 +13,16 @@ static Holds holds(const Instr& i) {
   if (t == "u16" || t == "b16") return Holds::Halves;
   return t == "f32" || t == "u32" ? Holds::Floats : Holds::Bits;
 }
-static int vector_length(const Instr& i) { return i.has("v4") ? 4 : i.has("v2") ? 2 : 1; }
 static void check_policy(const Instr& i, Frame& f, size_t values) {
-  const size_t expected = values + 1 + i.has("L2::cache_hint");
+  const size_t expected = values + 1 + i.policy;
   if (i.args.size() != expected) fail(EMU_PTX, "%s: %zu operands where %s has %zu", f.program->function.c_str(), i.args.size(), i.name.c_str(), expected);
-  if (i.has("L2::cache_hint") && f.get(i.args.back()) >> 32 != kPolicyMark) fail(EMU_PTX, "%s: the cache policy was not made by createpolicy", f.program->function.c_str());
+  if (i.policy && f.get(i.args.back()) >> 32 != kPolicyMark) fail(EMU_PTX, "%s: the cache policy was not made by createpolicy", f.program->function.c_str());
 }
 void model_createpolicy(const Instr& i, Frame& f) { f.set(i.args[0], (uint64_t)kPolicyMark << 32 | (i.has("L2::evict_first") ? 1 : 2)); }
 
 // ld.global{.nc}{.L1::no_allocate}{.L2::cache_hint}{.v2,.v4}.type {results}, [address]{, policy}
 void model_ld_global(const Instr& i, Frame& f) {
-  const int n = vector_length(i), bytes = element_bytes(i);
+  const int n = i.vector, bytes = i.bytes;
   check_policy(i, f, (size_t)n);
   auto* p = static_cast<uint8_t*>(f.pointer(i.args[(size_t)n]));
   checked_global(p, (size_t)(n * bytes), kRead);
@@ -42,7 +34,7 @@ void model_ld_global(const Instr& i, Frame& f) {
 }
 // st.global{.L1::no_allocate}{.L2::cache_hint}{.v2,.v4}.type [address], {values}{, policy}
 void model_st_global(const Instr& i, Frame& f) {
-  const int n = vector_length(i), bytes = element_bytes(i);
+  const int n = i.vector, bytes = i.bytes;
   check_policy(i, f, (size_t)n);
   auto* p = static_cast<uint8_t*>(f.pointer(i.args[0]));
   checked_global(p, (size_t)(n * bytes), kWrite);
@@ -56,7 +48,7 @@ void model_st_global(const Instr& i, Frame& f) {
 // ---------------------------------------------------------------- shared memory, the cluster's included
 static uint8_t* shared_at(const Instr& i, uint32_t addr, uint32_t bytes, uint32_t flags) {
   Fiber* me = self();
-  if (!i.has("shared::cluster") && addr >> kRankShift) fail(EMU_CLUSTER, "%s: a shared::cluster address where shared::cta is meant", i.name.c_str());
+  if (!i.cluster && addr >> kRankShift) fail(EMU_CLUSTER, "%s: a shared::cluster address where shared::cta is meant", i.name.c_str());
   const SharedRef r = resolve_cluster(addr, i.name.c_str());
   if (r.addr % bytes) fail(EMU_MISALIGNED, "%s: %s is not %u-byte aligned", i.name.c_str(), shared_name(r.addr).c_str(), bytes);
   uint8_t* p = shared_bytes_at(r.block, r.addr, bytes, i.name.c_str());
@@ -66,7 +58,7 @@ static uint8_t* shared_at(const Instr& i, uint32_t addr, uint32_t bytes, uint32_
 }
 // ld.shared{::cta,::cluster}{.v2,.v4}.type {results}, [address]
 void model_ld_shared(const Instr& i, Frame& f) {
-  const int n = vector_length(i), bytes = element_bytes(i);
+  const int n = i.vector, bytes = i.bytes;
   if ((int)i.args.size() != n + 1) fail(EMU_PTX, "%s: wrong number of operands", i.name.c_str());
   const uint8_t* p = shared_at(i, f.address(i.args[(size_t)n]), (uint32_t)(n * bytes), kRead);
   for (int k = 0; k < n; k++) {
@@ -76,7 +68,7 @@ void model_ld_shared(const Instr& i, Frame& f) {
   }
 }
 void model_st_shared(const Instr& i, Frame& f) {
-  const int n = vector_length(i), bytes = element_bytes(i);
+  const int n = i.vector, bytes = i.bytes;
   if ((int)i.args.size() != n + 1) fail(EMU_PTX, "%s: wrong number of operands", i.name.c_str());
   uint8_t* p = shared_at(i, f.address(i.args[0]), (uint32_t)(n * bytes), kWrite);
   for (int k = 0; k < n; k++) {
@@ -117,7 +109,7 @@ void model_ld_strong(const Instr& i, Frame& f) {
   Fiber* me = self();
   const Order o = order_of(i);
   auto* p = static_cast<uint8_t*>(f.pointer(i.args[1]));
-  const int bytes = element_bytes(i);
+  const int bytes = i.bytes;
   // A poller lets others run first: it must see a change, and must not be starved of it.
   block_on(Wait::Yield, 0, 0, i.name.c_str());
   checked_global(p, (size_t)bytes, kRead | kAtomic | (o.block_scope ? kBlockScope : 0u));
@@ -131,7 +123,7 @@ void model_st_strong(const Instr& i, Frame& f) {
   Fiber* me = self();
   const Order o = order_of(i);
   auto* p = static_cast<uint8_t*>(f.pointer(i.args[0]));
-  const int bytes = element_bytes(i);
+  const int bytes = i.bytes;
   checked_global(p, (size_t)bytes, kWrite | kAtomic | (o.block_scope ? kBlockScope : 0u));
   const uint64_t v = f.get(i.args[1]);
   memcpy(p, &v, (size_t)bytes);
@@ -197,7 +189,7 @@ void model_atom(const Instr& i, Frame& f) {
   Fiber* me = self();
   const bool red = i.mods[0] == "red";
   const Order o = order_of(i);
-  const int bytes = element_bytes(i);
+  const int bytes = i.bytes;
   const std::string &op = i.mods[i.mods.size() - 2], &type = i.mods.back();
   auto* p = static_cast<uint8_t*>(f.pointer(i.args[red ? 0 : 1]));
   const uint64_t v = f.get(i.args[red ? 1 : 2]), v2 = i.args.size() > 3 ? f.get(i.args[3]) : 0;

@@ -25,6 +25,9 @@ struct Instr {
   bool negated = false;
   int arch = 80;                          // compute capability that has it; kOnly90: sm_90a alone
   int n = 0;                              // a number in the name: dimensions, matrices, columns
+  // What the models of loads and stores ask for at every execution.
+  int bytes = 4, vector = 1;              // of an element, by its type; elements
+  bool policy = false, cluster = false;   // has a cache policy; names shared::cluster
   bool has(const char* m) const {
     for (auto& s : mods) if (s == m) return true;
     return false;

@@ -159,6 +159,11 @@ void bind_model(Instr& i, const char* function) {
       const int exact = number + (load ? 3 : 2) + i.has("L2::cache_hint") + i.has("multicast::cluster");
       if (number < 1 || number > 5 || args != exact) fail(EMU_PTX, "%s: %d operands where %s has %d", function, args, i.name.c_str(), exact);
     }
+    const int bits = atoi(i.mods.back().c_str() + 1);         // of a type like b16
+    if (bits == 8 || bits == 16 || bits == 64) i.bytes = bits / 8;
+    i.vector = i.has("v4") ? 4 : i.has("v2") ? 2 : 1;
+    i.policy = i.has("L2::cache_hint");
+    i.cluster = i.has("shared::cluster");
     i.arch = r.arch;
     i.n = number;
     i.model = r.model;

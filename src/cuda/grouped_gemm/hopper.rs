@@ -15,8 +15,8 @@ use super::Launch;
 
 /// Elements of depth in a box: the 128 bytes of the swizzle.
 const DEPTH: u32 = 64;
-/// Rows of the output that a consumer warpgroup of the prefill kernels stores at a time.
-const OUT_ROWS: u32 = 64;
+/// What a consumer warpgroup of the prefill kernels stores at a time, under the swizzle of 64 bytes.
+const OUT_BOX: [u32; 3] = [32, 1, 64];
 
 /// One projection's weights as TMA reads them: for each shape of box, by family and columns.
 pub(in super::super) struct TensorMaps<D: Driver> {
@@ -136,11 +136,7 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
             expected,
         ));
     }
-    let encode = |base, dims, strides, box_dims| {
-        let (base, swizzle) = (DevicePtr(base), TensorSwizzle::B128);
-        let desc = TensorMapDesc { base, element, dims, strides, box_dims, swizzle };
-        cuda.driver().encode_tensor_map(&desc)
-    };
+    let encode = |desc: TensorMapDesc| cuda.driver().encode_tensor_map(&desc);
 
     let key = (tile.family, tile.columns);
     let maps = launch.weights.maps.as_ref().into_iter().flat_map(|maps| &maps.boxes);
@@ -159,20 +155,26 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
     };
     let (columns, depth) = (u64::from(args.columns), u64::from(args.depth));
     let x = match epilogue {
-        EpilogueKind::Store => {
-            let (dims, strides) = (vec![depth, x_rows as u64], vec![args.x_stride * bytes]);
-            Some(encode(args.x, dims, strides, vec![DEPTH, tile.rows])?)
-        }
+        EpilogueKind::Store => Some(encode(TensorMapDesc {
+            base: DevicePtr(args.x),
+            element,
+            dims: vec![depth, x_rows as u64],
+            strides: vec![args.x_stride * bytes],
+            box_dims: vec![DEPTH, tile.rows],
+            swizzle: TensorSwizzle::B128,
+        })?),
         EpilogueKind::Activation | EpilogueKind::Pair => None,
     };
     let halves = if epilogue == EpilogueKind::Pair { 2 } else { 1 };
     let out = match tile.family {
-        Family::HopperPrefill => Some(encode(
-            args.out,
-            vec![columns, halves, max_rows as u64],
-            vec![columns * bytes, args.out_stride * bytes],
-            vec![DEPTH, 1, OUT_ROWS],
-        )?),
+        Family::HopperPrefill => Some(encode(TensorMapDesc {
+            base: DevicePtr(args.out),
+            element,
+            dims: vec![columns, halves, max_rows as u64],
+            strides: vec![columns * bytes, args.out_stride * bytes],
+            box_dims: OUT_BOX.to_vec(),
+            swizzle: TensorSwizzle::B64,
+        })?),
         _ => None,
     };
     let maps = [x.as_ref(), Some(&weights), out.as_ref()];

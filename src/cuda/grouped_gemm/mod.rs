@@ -74,7 +74,8 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
     }
     let problem =
         Problem { max_rows, num_experts: shape.num_experts, columns, depth, epilogue: kind };
-    let tile = choose(cuda.tiles(), &problem, cuda.properties(), cuda.path())?;
+    let device = cuda.properties();
+    let tile = choose(cuda.tiles(), &problem, device, cuda.path())?;
     let (x_layout, (out, out_layout)) = (x.layout(), out.into_parts());
     let function = match epilogue {
         Epilogue::Activation(function) => function,
@@ -98,7 +99,7 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         depth: depth as u32,
         up_first: u32::from(weights.place.up_offset < weights.place.gate_offset),
     };
-    let blocks = cuda.properties().sm_count * tile.blocks_per_sm;
+    let blocks = device.sm_count * tile.resident_blocks(device);
     let grid = problem.max_tiles(tile).min(u64::from(blocks)) as u32;
     let launch = Launch {
         cuda,
