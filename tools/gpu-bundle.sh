@@ -13,6 +13,8 @@ target=${CARGO_TARGET_DIR:-target}
 bundle="$target/gpu-bundle"
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} MOE_KERNELS_REQUIRE_NVCC=1
 export CARGO_PROFILE_RELEASE_STRIP=symbols
+# The models of the emulator stay out: there is a GPU.
+export CXX=/bin/false
 
 # Builds in release, and copies the one executable of that kind and name.
 build() { # KIND NAME PACKAGE FEATURES
