@@ -32,14 +32,14 @@ step() { # NAME COMMAND...
     status=$?
     counts=$(grep -hoE '[0-9]+ passed; [0-9]+ failed' "$log" | tail -1)
     # A test tells of each thing that it could not do.
-    skipped=$(grep -c '^SKIPPED' "$log")
+    skipped=$(grep -c 'SKIPPED' "$log")
     verdict=passed
     if [ $status -ne 0 ]; then
         verdict=FAILED failed=1
         grep -E 'panicked|wrong|error|ERROR|FAILED|refused' "$log" | head -20
     elif [ "$skipped" -gt 0 ]; then
         verdict="SKIPPED $skipped"
-        grep '^SKIPPED' "$log" | cut -c 1-200 | head -3
+        grep -o 'SKIPPED.*' "$log" | cut -c 1-200 | head -3
     fi
     rows+=("$(printf '%-26s %-12s %6ds  %s' "$name" "$verdict" $((SECONDS - from)) "$counts")")
 }
