@@ -16,6 +16,8 @@ mod activation;
 mod buffer;
 mod combine;
 mod context;
+#[cfg(feature = "cudarc")]
+mod cudarc;
 pub mod driver;
 #[cfg(feature = "cuda")]
 pub mod fatbins;
