@@ -90,26 +90,21 @@ pub fn has_gpu() -> bool {
     Cuda::open(0, Path::Auto).is_ok()
 }
 
-#[cfg(feature = "cuda")]
-impl Device for OnCuda<NvidiaDriver> {
-    type Backend = Cuda<NvidiaDriver>;
+/// What only one of the drivers can tell.
+pub trait NamedDriver: Driver + 'static {
+    const NAME: &'static str;
 
+    fn memory_bytes(&self) -> Option<u64>;
+
+    fn wgmmas(&self) -> Option<u64>;
+}
+
+#[cfg(feature = "cuda")]
+impl NamedDriver for NvidiaDriver {
     const NAME: &'static str = "cuda";
 
-    fn backend(&self) -> &Self::Backend {
-        &self.backend
-    }
-
-    fn stream(&self) -> &CudaStream<NvidiaDriver> {
-        &self.stream
-    }
-
-    fn finish(&self) -> Result<()> {
-        Ok(self.stream.synchronize()?)
-    }
-
     fn memory_bytes(&self) -> Option<u64> {
-        None
+        Some(self.properties().memory_bytes)
     }
 
     fn wgmmas(&self) -> Option<u64> {
@@ -117,16 +112,29 @@ impl Device for OnCuda<NvidiaDriver> {
     }
 }
 
-impl Device for OnCuda<EmulatedDriver> {
-    type Backend = Cuda<EmulatedDriver>;
-
+impl NamedDriver for EmulatedDriver {
     const NAME: &'static str = "emulator";
+
+    /// The machine's own.
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    fn wgmmas(&self) -> Option<u64> {
+        Some(self.stats().wgmmas)
+    }
+}
+
+impl<D: NamedDriver> Device for OnCuda<D> {
+    type Backend = Cuda<D>;
+
+    const NAME: &'static str = D::NAME;
 
     fn backend(&self) -> &Self::Backend {
         &self.backend
     }
 
-    fn stream(&self) -> &CudaStream<EmulatedDriver> {
+    fn stream(&self) -> &CudaStream<D> {
         &self.stream
     }
 
@@ -135,11 +143,11 @@ impl Device for OnCuda<EmulatedDriver> {
     }
 
     fn memory_bytes(&self) -> Option<u64> {
-        None
+        self.backend.driver().memory_bytes()
     }
 
     fn wgmmas(&self) -> Option<u64> {
-        Some(self.backend.driver().stats().wgmmas)
+        self.backend.driver().wgmmas()
     }
 }
 

@@ -39,7 +39,8 @@ pub fn ensure_fits<B: Backend, T: Float>(
     if let Some(available) = memory_bytes.or_else(available)
         && needed > available
     {
-        bail!("{summary}; the machine has {:.1} GB free", available as f64 / 1e9);
+        let (place, kind) = if memory_bytes.is_some() { ("GPU", "") } else { ("machine", " free") };
+        bail!("{summary}; the {place} has {:.1} GB{kind}", available as f64 / 1e9);
     }
     Ok(())
 }
