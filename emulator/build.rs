@@ -4,7 +4,8 @@
 //! checks. Each source is compiled inside a namespace of its variant, so that the two do not share
 //! symbols. Without a C++20 compiler the crate still builds, and says so when it is used.
 //!
-//! A unit is compiled again only if its command or a file that it reads has changed.
+//! A unit is compiled again only if its command or a file that it reads has changed. Builds of other profiles
+//! and features share objects in the folder that `MOE_EMULATOR_CACHE` names, if it names one.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -25,6 +26,8 @@ fn main() {
     }
     println!("cargo:rerun-if-env-changed=MOE_EMULATOR_UBSAN");
     println!("cargo:rerun-if-env-changed=MOE_EMULATOR_REQUIRE_CXX");
+    println!("cargo:rerun-if-env-changed=MOE_EMULATOR_CACHE");
+    let objects = env::var_os("MOE_EMULATOR_CACHE").map_or(out.clone(), PathBuf::from);
 
     let probe = out.join("probe.cpp");
     fs::write(&probe, PROBE).expect("OUT_DIR is writable");
@@ -44,7 +47,7 @@ fn main() {
     let models = base(&root, &kernels).get_compiler();
     let mut units: Vec<Unit> = sources(&root.join("cpp"), "cpp")
         .iter()
-        .map(|s| Unit::new(&models, s, &out, "cpp"))
+        .map(|s| Unit::new(&models, s, &objects, "cpp"))
         .collect();
     let mut cuda = sources(&kernels, "cu");
     cuda.extend(sources(&root.join("kernels"), "cu"));
@@ -64,7 +67,8 @@ fn main() {
         }
         let compiler = build.get_compiler();
         units.extend(
-            cuda.iter().map(|s| Unit::new(&compiler, &wrap(s, namespace, &out), &out, namespace)),
+            cuda.iter()
+                .map(|s| Unit::new(&compiler, &wrap(s, namespace, &objects), &objects, namespace)),
         );
     }
     compile(&units);
