@@ -1,8 +1,9 @@
-//! Rows so far into memory that 32 bits do not count their elements.
+//! What the kernels must take: odd sizes, many tokens, and rows so far into memory that 32 bits do not
+//! count their elements.
 //!
-//! The memory is not there: operands start far before the buffer that holds their last rows, and the
-//! plan's offsets, rewritten, send the experts to those rows alone. Whoever computes an address in 32
-//! bits reads or writes elsewhere, which the emulator reports.
+//! That much memory is not there: operands start far before the buffer that holds their last rows, and
+//! the plan's offsets, rewritten, send the experts to those rows alone. Whoever computes an address in
+//! 32 bits reads or writes elsewhere, which the emulator reports.
 
 #![cfg(feature = "cpu")]
 
@@ -11,6 +12,7 @@ mod common;
 use common::*;
 use half::bf16;
 use moe_emulator::{EmulatedDriver, Options, Profile};
+use moe_kernels::MoeConfig;
 use moe_kernels::backend::Backend;
 use moe_kernels::config::{ActivationFn, GateUpLayout};
 use moe_kernels::cuda::driver::{DevicePtr, Driver};
@@ -120,4 +122,30 @@ fn more_than_2_31_elements_of_many_rows() {
 #[test]
 fn more_than_2_31_elements_of_few_rows() {
     on_both_paths(60_000, 1024, 35_808);
+}
+
+/// A layer of this shape `[T, H, I, E, K]`, against the oracle.
+fn layer_of([tokens, h, i, e, k]: [usize; 5], paths: &[Path]) {
+    let name = format!("T {tokens}, H {h}, I {i}, E {e}, K {k}");
+    let config = MoeConfig::new(h, i, e, k);
+    let (load, values, pad) = (Load::Even, Values::Full, TIGHT);
+    let case = Case { name, tokens, config, load, values, pad };
+    for &path in paths {
+        let options = Options::plain(1);
+        let Some(device) = emulated(Profile::sm_90(), path, options) else { return };
+        check_case::<_, bf16>(&format!("path {path}"), &device, &case);
+    }
+}
+
+#[test]
+fn sizes_of_released_models_that_no_tile_divides() {
+    for shape in [[3, 2880, 704, 2, 1], [70, 704, 1856, 1, 1], [2, 1856, 2880, 3, 2]] {
+        layer_of(shape, &[Path::Hopper, Path::Portable]);
+    }
+}
+
+#[test]
+fn many_tokens() {
+    layer_of([8191, 8, 8, 5, 1], &[Path::Hopper]);
+    layer_of([8193, 8, 8, 60, 1], &[Path::Portable]);
 }
