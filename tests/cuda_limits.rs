@@ -87,7 +87,7 @@ fn check(device: &Emulated, rows: usize, num_experts: usize, intermediate_size: 
         .collect();
     assert_close(&format!("activated, {what}"), &wide(&given), &truth, i, 1e-2);
 
-    let out_end = device.put(&vec![bf16::POISON; LIVE * H]);
+    let out_end = device.put(&[bf16::POISON; LIVE * H]);
     let mut out = far(device, &out_end, LIVE * H, rows * H);
     let op = GroupedGemm::down(
         Matrix::contiguous("activated", &activated, rows, i).unwrap(),
