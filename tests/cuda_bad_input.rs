@@ -138,6 +138,21 @@ fn a_workspace_too_small() {
     refused!(make(0, needed), Error::Value { .. }, "workspace address", "null");
 }
 
+/// Small pieces from an odd address: nearly all of the memory is gaps.
+#[test]
+fn a_workspace_of_gaps() {
+    let Some(device) = device() else { return };
+    let config = MoeConfig::new(8, 8, 1, 1);
+    let bytes = raw::workspace_bytes::<EmulatedDriver, bf16>(&config, 1).unwrap();
+    let memory = device.put(&vec![0u8; bytes + 1]);
+    // SAFETY: the memory holds that many bytes from its second one on.
+    #[allow(unsafe_code)]
+    let workspace = unsafe {
+        raw::workspace::<_, bf16>(&device.backend, &config, 1, memory.address() + 1, bytes)
+    };
+    assert_eq!(workspace.unwrap().max_tokens(), 1);
+}
+
 #[test]
 fn types_that_no_kernel_takes() {
     let Some(device) = device() else { return };

@@ -21,6 +21,9 @@ use super::{Cuda, CudaBuffer, CudaExperts, CudaGate, CudaStream};
 /// Every buffer in a workspace starts on a multiple of this.
 const PIECE_ALIGNMENT: u64 = 256;
 
+/// Buffers of a workspace: five of its own, and five of its plan.
+const BUFFERS: usize = 10;
+
 /// Cuts buffers from a piece of the caller's memory, one after the other.
 struct Carver<'a, D: Driver> {
     cuda: &'a Cuda<D>,
@@ -56,8 +59,8 @@ pub fn workspace_bytes<D: Driver + 'static, T: Float>(
     config: &MoeConfig,
     max_tokens: usize,
 ) -> Result<usize> {
-    // No more than nine buffers, each of which may start after a gap.
-    let gaps = 9 * PIECE_ALIGNMENT as usize;
+    // Each buffer may start after a gap.
+    let gaps = BUFFERS * PIECE_ALIGNMENT as usize;
     let bytes = Workspace::<Cuda<D>, T>::bytes(config, max_tokens)?;
     bytes.checked_add(gaps).ok_or_else(|| Error::Overflow { what: "workspace".to_owned() })
 }
