@@ -94,6 +94,8 @@ const SCENARIOS: &[(&str, fn())] = &[
     ("events", events),
     ("open", open),
     ("caller's context", callers_context),
+    #[cfg(feature = "cudarc")]
+    ("cudarc", cudarc_objects),
 ];
 
 fn driver() -> NvidiaDriver {
@@ -503,4 +505,74 @@ fn callers_context() {
         unsafe { sys::cuCtxPopCurrent_v2(&raw mut popped) };
         assert_eq!(popped as usize, theirs);
     }
+}
+
+#[cfg(feature = "cudarc")]
+#[test]
+fn buffers_and_streams_of_cudarcs_are_used_where_they_are() {
+    let Some(fake) = fake("-DFAKE") else { return };
+    let log = run("cudarc", &fake, &[]);
+    let (before_end, dropped) = log.split_once("cuLaunchKernelEx").expect("the end of our work");
+    // Our read waits for cudarc's write, our write for its read and its write.
+    let (reading, rest) = before_end.split_once("cuMemcpyDtoHAsync 16").expect("our read");
+    let (_, reading) = reading.rsplit_once("cuModuleGetFunction").expect("kernels");
+    let (writing, _) = rest.split_once("cuMemcpyHtoDAsync 12").expect("our write");
+    let waits = [reading, writing].map(|part| count(part, "cuStreamWaitEvent"));
+    assert_eq!(waits, [1, 2], "{log}");
+    // cudarc's memory and streams are left to cudarc; our driver's own stream is destroyed.
+    let freed = [before_end, dropped]
+        .map(|part| (count(part, "cuMemFree"), count(part, "cuStreamDestroy")));
+    assert_eq!(freed, [(0, 1), (1, 2)], "{log}");
+}
+#[cfg(feature = "cudarc")]
+fn cudarc_objects() {
+    use cudarc::driver::{CudaContext, DevicePtr as _};
+    use moe_kernels::cuda::{CudaBuffer, CudaStream};
+    use moe_kernels::memory::{Buffer as _, Memory as _};
+
+    let theirs = CudaContext::new(0).unwrap();
+    let (writer, stream) = (theirs.new_stream().unwrap(), theirs.new_stream().unwrap());
+    let mut slice = writer.clone_htod(&[1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+    let address = slice.device_ptr(&writer).0;
+
+    let cuda = Cuda::new(driver(), &[&FATBIN], KernelPath::Portable).unwrap();
+    // SAFETY: stream and slice outlive what borrows them; the fake does everything at once.
+    let ours = unsafe { CudaStream::from_cudarc(&cuda, &stream) };
+    assert_eq!(ours.raw().0, stream.cu_stream() as u64);
+
+    // SAFETY: as above.
+    let view = unsafe { CudaBuffer::<_, f32>::from_cudarc(&cuda, &slice.slice(2..), &stream) };
+    let view = view.unwrap();
+    assert_eq!((view.address(), view.len()), (address + 8, 4));
+    let mut back = [0.0; 4];
+    cuda.download(&view, &mut back, &ours).unwrap();
+    assert_eq!(back, [3.0, 4.0, 5.0, 6.0]);
+    drop(view);
+
+    // SAFETY: as above.
+    let whole = unsafe { CudaBuffer::<_, f32>::from_cudarc_mut(&cuda, &mut slice, &stream) };
+    let mut whole = whole.unwrap();
+    cuda.upload(&[7.0_f32; 3], &mut whole, &ours).unwrap();
+    drop(whole);
+    assert_eq!(stream.clone_dtoh(&slice).unwrap(), [7.0, 7.0, 7.0, 4.0, 5.0, 6.0]);
+
+    // SAFETY: refused.
+    let halves = unsafe { CudaBuffer::<_, half::bf16>::from_cudarc(&cuda, &slice, &stream) };
+    let why = halves.unwrap_err().to_string();
+    assert_eq!(why, "cudarc slice = elements of 4 bytes: expected bf16, of 2 bytes");
+    // SAFETY: refused.
+    let odd =
+        unsafe { CudaBuffer::<_, half::f16>::from_cudarc(&cuda, &halves_of(&slice), &stream) };
+    let why = odd.unwrap_err().to_string();
+    assert!(why.starts_with("device address") && why.contains("a multiple of 16"), "{why}");
+
+    drop((ours, cuda));
+    launch(&driver(), LaunchConfig::linear(1, 1)).unwrap();
+}
+
+/// The slice from its second element on, as 16-bit patterns: an address that no row of bf16 may have.
+#[cfg(feature = "cudarc")]
+fn halves_of(slice: &cudarc::driver::CudaSlice<f32>) -> cudarc::driver::CudaView<'_, u16> {
+    // SAFETY: 5 floats are 10 halves.
+    unsafe { slice.slice(1..).transmute::<u16>(10) }.unwrap()
 }

@@ -23,6 +23,8 @@ impl<T: Element> CudaBuffer<NvidiaDriver, T> {
     ///
     /// # Safety
     /// As [`CudaBuffer::from_raw`]. Work with the buffer is submitted to `stream`, or ordered after it.
+    /// cudarc notes at this call that `stream` uses the slice, and learns of no later work: before the
+    /// slice is dropped or used in another stream, wait for that work.
     pub unsafe fn from_cudarc<U>(
         cuda: &Cuda<NvidiaDriver>,
         slice: &impl DevicePtr<U>,

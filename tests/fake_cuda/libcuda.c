@@ -70,6 +70,7 @@ Result cuDeviceGetAttribute(int* value, int attribute, int device) {
     case 76: *value = c % 10; return 0;
     case 81: *value = 228 << 10; return 0;      // shared memory of a multiprocessor
     case 97: *value = 227 << 10; return 0;      // shared memory of a block, opted in to
+    case 115: *value = 0; return 0;             // memory pools
   }
   return 1;
 }
@@ -92,6 +93,13 @@ Result cuCtxPopCurrent_v2(Handle* context) {
   *context = stack[--depth];
   return 0;
 }
+Result cuCtxSetCurrent(Handle context) {
+  CALL(cuCtxSetCurrent, " %p", context);
+  depth = depth ? depth : 1;
+  stack[depth - 1] = context;
+  return 0;
+}
+Result cuCtxSynchronize(void) { CALL(cuCtxSynchronize, ""); return 0; }
 
 Result cuMemAlloc_v2(uint64_t* address, size_t bytes) {
   CALL(cuMemAlloc, " %zu", bytes);
