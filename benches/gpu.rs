@@ -17,7 +17,7 @@ use moe_kernels::cuda::driver::Driver;
 use moe_kernels::cuda::nvidia::NvidiaDriver;
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
 use moe_kernels::ops::{ExpertShape, LayerInput, Output};
-use moe_kernels::weights::DenseExperts;
+use moe_kernels::weights::{DenseExperts, LayerWeights};
 use moe_kernels::{Cuda, MoeLayer, Result};
 
 use shapes::{MODELS, NamedModel};
@@ -62,7 +62,8 @@ fn bench(model: &NamedModel, path: Path) -> Result<()> {
     let shape = ExpertShape::from(&config);
     let experts = DenseExperts::<bf16>::from_source(shape, synthetic::Experts(shape))?;
     let router = synthetic::router(&config);
-    let layer = MoeLayer::new(cuda.clone(), config.clone(), router, experts, &stream)?;
+    let layer =
+        MoeLayer::new(cuda.clone(), config.clone(), LayerWeights::new(router, experts), &stream)?;
     let values: Vec<bf16> = synthetic::values(synthetic::HIDDEN_STATES, 1.0, most * h);
     let x = cuda.buffer_from("hidden_states", &values, &stream)?;
     let mut out = cuda.allocate::<bf16>("output", most * h)?;

@@ -21,7 +21,7 @@ use moe_kernels::cpu::CpuBuffer;
 use moe_kernels::element::Float;
 use moe_kernels::memory::{Layout, Matrix, MatrixMut};
 use moe_kernels::ops::{ExpertShape, LayerInput, Output, Workspace};
-use moe_kernels::weights::{DenseExperts, ExpertMatrix};
+use moe_kernels::weights::{DenseExperts, ExpertMatrix, LayerWeights};
 use moe_kernels::{Cpu, MoeLayer};
 
 use shapes::{MODELS, NamedModel};
@@ -63,8 +63,13 @@ fn bench_model<T: Float>(criterion: &mut Criterion, model: &NamedModel, name: &s
         synthetic::Experts(ExpertShape::from(&config)),
     )
     .expect("a named model's shape is valid");
-    let layer = MoeLayer::new(Cpu, config.clone(), synthetic::router(&config), experts, &())
-        .expect("a named model's layer is valid");
+    let layer = MoeLayer::new(
+        Cpu,
+        config.clone(),
+        LayerWeights::new(synthetic::router(&config), experts),
+        &(),
+    )
+    .expect("a named model's layer is valid");
     let most = TOKENS.into_iter().max().unwrap_or(1).max(TURNS);
     let x: CpuBuffer<T> =
         synthetic::values(synthetic::HIDDEN_STATES, 1.0, most * config.hidden_size).into();

@@ -23,14 +23,14 @@ pub const MODELS: &[NamedModel] = &[
         name: "mixtral-8x7b",
         family: "mixtral",
         shape: [4096, 14336, 8, 2],
-        renormalize: Renormalize::Sum,
+        renormalize: Renormalize::SUM,
         missing: None,
     },
     NamedModel {
         name: "qwen3-30b-a3b",
         family: "qwen3_moe",
         shape: [2048, 768, 128, 8],
-        renormalize: Renormalize::Sum,
+        renormalize: Renormalize::SUM,
         missing: None,
     },
     NamedModel {
@@ -44,21 +44,21 @@ pub const MODELS: &[NamedModel] = &[
         name: "deepseek-v3",
         family: "deepseek_v3",
         shape: [7168, 2048, 256, 8],
-        renormalize: Renormalize::Sum,
+        renormalize: Renormalize::SUM,
         missing: Some("group-limited routing with a selection bias, and a shared expert"),
     },
     NamedModel {
         name: "gpt-oss-20b",
         family: "gpt_oss",
         shape: [2880, 2880, 32, 4],
-        renormalize: Renormalize::Sum,
+        renormalize: Renormalize::SUM,
         missing: Some("expert biases and a clamped activation"),
     },
     NamedModel {
         name: "gpt-oss-120b",
         family: "gpt_oss",
         shape: [2880, 2880, 128, 4],
-        renormalize: Renormalize::Sum,
+        renormalize: Renormalize::SUM,
         missing: Some("expert biases and a clamped activation"),
     },
 ];
@@ -68,7 +68,7 @@ impl NamedModel {
     pub fn config(&self) -> MoeConfig {
         let [hidden_size, intermediate_size, num_experts, top_k] = self.shape;
         let mut config = MoeConfig::new(hidden_size, intermediate_size, num_experts, top_k);
-        config.renormalize = self.renormalize;
+        config.router.renormalize = self.renormalize;
         config
     }
 }

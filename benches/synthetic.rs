@@ -33,7 +33,7 @@ pub fn values<T: Float>(seed: u64, std: f32, len: usize) -> Vec<T> {
 
 pub fn router<T: Float>(config: &MoeConfig) -> RouterWeights<T> {
     let len = config.num_experts * config.hidden_size;
-    RouterWeights::Model(values(ROUTER, WEIGHT_STD, len))
+    RouterWeights::model(values(ROUTER, WEIGHT_STD, len))
 }
 
 /// A named model's experts.

@@ -2,11 +2,13 @@
 
 use crate::element::Float;
 use crate::error::Result;
-use crate::memory::{Matrix, MatrixMut, Memory};
+use crate::memory::Memory;
 use crate::ops::{
-    Activation, Combine, Epilogue, Experts, Gate, Gather, GroupedGemm, Layer, Permute, Plan, Router,
+    Activation, Combine, Experts, Gate, GroupedGemm, Layer, LayerParts, Permute, Plan, Router,
 };
-use crate::weights::{ExpertWeights, RouterWeights};
+use crate::weights::{DenseExperts, ExpertWeights, RouterWeights};
+
+mod compose;
 
 pub(crate) mod sealed {
     pub trait Sealed {}
@@ -19,6 +21,15 @@ pub type LayerOf<'a, B, W> = Layer<
     <W as ExpertWeights>::Element,
     <B as Backend>::Gate<<W as ExpertWeights>::Element>,
     <B as Backend>::Experts<W>,
+    <B as Backend>::Experts<DenseExperts<<W as ExpertWeights>::Element>>,
+>;
+
+/// [`LayerParts`] of weights in format `W`, as backend `B` prepares them.
+pub type PartsOf<B, W> = LayerParts<
+    B,
+    <B as Backend>::Gate<<W as ExpertWeights>::Element>,
+    <B as Backend>::Experts<W>,
+    <B as Backend>::Experts<DenseExperts<<W as ExpertWeights>::Element>>,
 >;
 
 /// A place where the stages run. Contracts are checked when they are made ([`crate::ops`]); a
@@ -114,66 +125,6 @@ pub trait Backend: Memory + sealed::Sealed {
         op: LayerOf<'_, Self, W>,
         stream: &Self::Stream,
     ) -> Result<()> {
-        let Layer { config, input, gate, experts, output, workspace } = op;
-        let x = input.hidden_states;
-        let num_tokens = x.layout().rows;
-        let rows = config.num_assignments(num_tokens)?;
-
-        if input.routing.is_none() {
-            let router_input = input.router_input.unwrap_or(x);
-            let output = workspace.router_output(num_tokens)?;
-            let mut op = Router::new(config, router_input, gate, output)?;
-            op.num_tokens = input.num_tokens;
-            self.router(op, stream)?;
-        }
-        let (topk_ids, topk_weights) = match input.routing {
-            Some(routing) => (routing.topk_ids, routing.topk_weights),
-            None => (
-                Matrix::contiguous("topk_ids", &workspace.topk_ids, num_tokens, config.top_k)?,
-                Matrix::contiguous(
-                    "topk_weights",
-                    &workspace.topk_weights,
-                    num_tokens,
-                    config.top_k,
-                )?,
-            ),
-        };
-        let mut op = Plan::new(topk_ids, input.expert_map, &mut workspace.plan)?;
-        op.num_tokens = input.num_tokens;
-        self.plan(op, stream)?;
-
-        let plan = &workspace.plan;
-        let activated = MatrixMut::contiguous(
-            "activated rows",
-            &mut workspace.activated,
-            rows,
-            config.intermediate_size,
-        )?;
-        let epilogue = Epilogue::Activation(config.activation);
-        let gather = Gather::TokenOfRow;
-        self.grouped_gemm::<W>(
-            GroupedGemm::gate_up(x, gather, plan, experts, epilogue, activated)?,
-            stream,
-        )?;
-
-        let activated = Matrix::contiguous(
-            "activated rows",
-            &workspace.activated,
-            rows,
-            config.intermediate_size,
-        )?;
-        let expert_rows = MatrixMut::contiguous(
-            "expert rows",
-            &mut workspace.expert_rows,
-            rows,
-            config.hidden_size,
-        )?;
-        self.grouped_gemm::<W>(GroupedGemm::down(activated, plan, experts, expert_rows)?, stream)?;
-
-        let expert_rows =
-            Matrix::contiguous("expert rows", &workspace.expert_rows, rows, config.hidden_size)?;
-        let mut op = Combine::new(expert_rows, topk_weights, plan, output)?;
-        op.num_tokens = input.num_tokens;
-        self.combine(op, stream)
+        compose::layer::<Self, W>(self, op, stream)
     }
 }

@@ -1,10 +1,12 @@
 //! A Mixture-of-Experts layer: configuration, weights and the backend that holds them.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, PartsOf};
 use crate::config::MoeConfig;
 use crate::error::{Error, Result};
-use crate::ops::{ExpertShape, Experts, Gate, Layer, LayerInput, Output, Workspace};
-use crate::weights::{ExpertWeights, RouterWeights};
+use crate::ops::{
+    ExpertShape, Layer, LayerInput, LayerParts, Output, SharedExperts, SharedPart, Workspace,
+};
+use crate::weights::{ExpertWeights, LayerWeights, RouterWeights, SharedFormat};
 
 /// A Mixture-of-Experts layer on backend `B` with weights in format `W`.
 ///
@@ -13,8 +15,7 @@ use crate::weights::{ExpertWeights, RouterWeights};
 pub struct MoeLayer<B: Backend, W: ExpertWeights> {
     backend: B,
     config: MoeConfig,
-    gate: B::Gate<W::Element>,
-    experts: B::Experts<W>,
+    parts: PartsOf<B, W>,
 }
 
 impl<B: Backend, W: ExpertWeights> std::fmt::Debug for MoeLayer<B, W> {
@@ -27,51 +28,66 @@ impl<B: Backend, W: ExpertWeights> std::fmt::Debug for MoeLayer<B, W> {
 }
 
 impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
-    /// Takes `router [E, H]` and `experts` into the backend's memory.
+    /// Takes weights into the backend's memory.
     ///
     /// # Errors
-    /// The errors of [`MoeConfig::validate`], [`Error::Shape`] if a weight disagrees with the
-    /// configuration, and those of [`Backend::prepare`].
+    /// The errors of [`MoeConfig::validate`], [`Error::Shape`] and [`Error::Value`] if a weight
+    /// disagrees with the configuration, and those of [`Backend::prepare`].
     pub fn new(
         backend: B,
         config: MoeConfig,
-        router: RouterWeights<W::Element>,
-        experts: W,
+        weights: LayerWeights<W>,
         stream: &B::Stream,
     ) -> Result<Self> {
         config.validate()?;
+        let LayerWeights { router, experts, shared, latent, output_bias } = weights;
+        // Before the experts are copied, which takes long.
         let (expected, given) = (ExpertShape::from(&config), experts.shape());
         if given != expected {
             return Err(Error::shape("experts [E, H, I]", expected.dims(), given.dims()));
         }
-        let gate_shape = [config.num_experts, config.hidden_size];
-        let gate = backend.prepare_gate(gate_shape, router, stream)?;
-        let experts = backend.prepare(experts, stream)?;
-        Ok(Self { backend, config, gate, experts })
+        let gate_shape = [config.router_experts(), config.hidden_size];
+        let parts = LayerParts {
+            gate: backend.prepare_gate(gate_shape, router, stream)?,
+            experts: backend.prepare(experts, stream)?,
+            shared: match shared {
+                None => None,
+                Some(shared) => Some(SharedPart {
+                    gate: match shared.gate {
+                        None => None,
+                        Some(gate) => {
+                            let shape = [1, config.hidden_size];
+                            Some(backend.prepare_gate(shape, RouterWeights::model(gate), stream)?)
+                        }
+                    },
+                    experts: match shared.experts {
+                        SharedFormat::Same(experts) => {
+                            SharedExperts::Same(backend.prepare(experts, stream)?)
+                        }
+                        SharedFormat::Dense(experts) => {
+                            SharedExperts::Dense(backend.prepare(experts, stream)?)
+                        }
+                    },
+                }),
+            },
+            latent: latent.map(|latent| backend.prepare(latent, stream)).transpose()?,
+            output_bias: output_bias
+                .map(|bias| backend.buffer_from("output_bias", &bias, stream))
+                .transpose()?,
+        };
+        Self::from_prepared(backend, config, parts)
     }
 
     /// A layer of weights that the backend holds already: uploaded before, shared with another
     /// layer's configuration, or used where an engine has them.
     ///
     /// # Errors
-    /// The errors of [`MoeConfig::validate`], and [`Error::Shape`] if a weight disagrees with the
-    /// configuration.
-    pub fn from_prepared(
-        backend: B,
-        config: MoeConfig,
-        gate: B::Gate<W::Element>,
-        experts: B::Experts<W>,
-    ) -> Result<Self> {
+    /// The errors of [`MoeConfig::validate`], [`Error::Shape`] and [`Error::Value`] if a weight
+    /// disagrees with the configuration.
+    pub fn from_prepared(backend: B, config: MoeConfig, parts: PartsOf<B, W>) -> Result<Self> {
         config.validate()?;
-        let (expected, given) = (ExpertShape::from(&config), experts.shape());
-        if given != expected {
-            return Err(Error::shape("experts [E, H, I]", expected.dims(), given.dims()));
-        }
-        let gate_shape = [config.num_experts, config.hidden_size];
-        if gate.shape() != gate_shape {
-            return Err(Error::shape("gate", gate_shape, gate.shape()));
-        }
-        Ok(Self { backend, config, gate, experts })
+        parts.check(&config)?;
+        Ok(Self { backend, config, parts })
     }
 
     /// What the layer computes.
@@ -86,7 +102,7 @@ impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
 
     /// Bytes of the weights as the backend holds them.
     pub fn weight_bytes(&self) -> usize {
-        self.gate.bytes() + self.experts.bytes()
+        self.parts.bytes()
     }
 
     /// A workspace for inputs of up to `max_tokens` tokens.
@@ -109,7 +125,7 @@ impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
         workspace: &mut Workspace<B, W::Element>,
         stream: &B::Stream,
     ) -> Result<()> {
-        let op = Layer::new(&self.config, input, &self.gate, &self.experts, output, workspace)?;
+        let op = Layer::new(&self.config, input, &self.parts, output, workspace)?;
         self.backend.layer::<W>(op, stream)
     }
 }

@@ -15,6 +15,7 @@ use moe_kernels::config::ModelConfig;
 use moe_kernels::element::Float;
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
 use moe_kernels::ops::{LayerInput, Output};
+use moe_kernels::weights::LayerWeights;
 use moe_kernels::{Cpu, Error, MoeConfig, MoeLayer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::Value;
@@ -45,7 +46,13 @@ impl Computed {
         let x: Vec<T> = stored.tensor("fixture.hidden_states", "").unwrap().read().unwrap();
         let tokens = x.len() / hidden_size;
         let (config, router) = (layer.config().clone(), layer.router_weights().unwrap());
-        let layer = MoeLayer::new(Cpu, config, router, layer.experts::<T>().unwrap(), &()).unwrap();
+        let layer = MoeLayer::new(
+            Cpu,
+            config,
+            LayerWeights::new(router, layer.experts::<T>().unwrap()),
+            &(),
+        )
+        .unwrap();
         let mut workspace = layer.workspace(tokens).unwrap();
         let x = Cpu.buffer_from("x", &x, &()).unwrap();
         let mut out = Cpu.allocate::<T>("out", x.len()).unwrap();
@@ -284,7 +291,8 @@ fn a_value_beyond_the_range_of_f16_is_named() {
     let layer = checkpoint.layer(&ModelConfig::parse(CONFIG, &[]).unwrap(), 0).unwrap();
     let make = |config| {
         let router = layer.router_weights::<f16>().unwrap();
-        MoeLayer::new(Cpu, config, router, layer.experts::<f16>()?, &()).map(|_| ())
+        MoeLayer::new(Cpu, config, LayerWeights::new(router, layer.experts::<f16>()?), &())
+            .map(|_| ())
     };
     assert_eq!(
         make(layer.config().clone()).unwrap_err().to_string(),
@@ -354,7 +362,13 @@ fn f32_router_weights_are_not_rounded() {
     let tokens: Vec<bf16> = stored.tensor("fixture.hidden_states", "").unwrap().read().unwrap();
     let router = layer.router_weights().unwrap();
     let config = layer.config().clone();
-    let layer = MoeLayer::new(Cpu, config, router, layer.experts::<bf16>().unwrap(), &()).unwrap();
+    let layer = MoeLayer::new(
+        Cpu,
+        config,
+        LayerWeights::new(router, layer.experts::<bf16>().unwrap()),
+        &(),
+    )
+    .unwrap();
     let mut workspace = layer.workspace(33).unwrap();
     let x = Cpu.buffer_from("x", &tokens, &()).unwrap();
     let mut out = Cpu.allocate::<bf16>("out", x.len()).unwrap();

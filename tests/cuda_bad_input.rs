@@ -7,13 +7,13 @@ mod common;
 use common::*;
 use half::bf16;
 use moe_emulator::{EmulatedDriver, Options, Profile};
-use moe_kernels::backend::Backend;
+use moe_kernels::backend::{Backend, PartsOf};
 use moe_kernels::config::GateUpLayout;
 use moe_kernels::cuda::driver::{Driver, DriverError};
-use moe_kernels::cuda::{CudaBuffer, CudaExperts, CudaGate, Path, raw};
+use moe_kernels::cuda::{CudaBuffer, CudaExperts, Path, raw};
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
-use moe_kernels::ops::{LayerInput, Output, Permute};
-use moe_kernels::weights::{DenseExperts, RouterWeights};
+use moe_kernels::ops::{LayerInput, LayerParts, Output, Permute};
+use moe_kernels::weights::{DenseExperts, LayerWeights, RouterWeights};
 use moe_kernels::{Cuda, Error, MoeConfig, MoeLayer};
 
 fn device() -> Option<Emulated> {
@@ -25,8 +25,7 @@ struct Parts {
     device: Emulated,
     case: Case,
     data: Data<bf16>,
-    gate: CudaGate<EmulatedDriver, bf16>,
-    experts: CudaExperts<EmulatedDriver, bf16>,
+    parts: PartsOf<Cuda<EmulatedDriver>, DenseExperts<bf16>>,
 }
 
 impl Parts {
@@ -40,7 +39,7 @@ impl Parts {
         let experts =
             Backend::prepare::<DenseExperts<bf16>>(&device.backend, experts, &device.stream)
                 .unwrap();
-        Self { device, case, data, gate, experts }
+        Self { device, case, data, parts: LayerParts::new(gate, experts) }
     }
 
     fn typed(&self) -> Vec<bf16> {
@@ -73,7 +72,7 @@ impl Parts {
                 ..raw::Forward::default()
             };
             change(&mut forward);
-            raw::forward(cuda, config, &self.gate, &self.experts, &forward, &mut workspace)?;
+            raw::forward(cuda, config, &self.parts, &forward, &mut workspace)?;
         }
         let mut given = vec![bf16::ZERO; self.data.x.len()];
         cuda.download(&out, &mut given, &device.stream)?;
@@ -161,8 +160,7 @@ fn types_that_no_kernel_takes() {
     let layer = MoeLayer::new(
         device.backend.clone(),
         case.config.clone(),
-        data.router_weights(),
-        data.dense(case.shape(), GateUpLayout::GateFirst),
+        LayerWeights::new(data.router_weights(), data.dense(case.shape(), GateUpLayout::GateFirst)),
         &device.stream,
     );
     refused!(layer, Error::Unsupported { .. }, "f32", "bf16, f16");
@@ -248,7 +246,7 @@ fn buffers_of_another_device() {
         "stream",
         "of another backend"
     );
-    let router = RouterWeights::<bf16>::F32(vec![0.0; 8 * h]);
+    let router = RouterWeights::<bf16>::f32(vec![0.0; 8 * h]);
     let experts = CudaExperts::stacked(
         &device.backend,
         case.shape(),

@@ -12,7 +12,8 @@ use moe_kernels::backend::Backend;
 use moe_kernels::config::GateUpLayout;
 use moe_kernels::cuda::{CudaExperts, Path};
 use moe_kernels::memory::{Matrix, MatrixMut};
-use moe_kernels::ops::{LayerInput, Output};
+
+use moe_kernels::ops::{LayerInput, LayerParts, Output};
 use moe_kernels::weights::ExpertMatrix;
 use proptest::prelude::{ProptestConfig, Strategy, any, proptest};
 
@@ -212,8 +213,7 @@ fn weights_in_place() {
                     let layer = Layer::<_, bf16>::from_prepared(
                         device.backend.clone(),
                         case.config.clone(),
-                        gate,
-                        experts,
+                        LayerParts::new(gate, experts),
                     )
                     .unwrap();
                     let mut workspace = layer.workspace(case.tokens).unwrap();

@@ -38,7 +38,7 @@ fn far(device: &Emulated, end: &Buffer, held: usize, len: usize) -> Buffer {
 fn check(device: &Emulated, rows: usize, num_experts: usize, intermediate_size: usize) {
     let (i, what) = (intermediate_size, device.backend.path());
     assert!(rows * i > 1 << 31);
-    let shape = ExpertShape { num_experts, hidden_size: H, intermediate_size: i };
+    let shape = ExpertShape::gated(num_experts, H, i);
     let mut rng = Rng::new(5);
     let gate: Vec<bf16> = rng.full(i * H, 0.3);
     let up: Vec<bf16> = rng.full(i * H, 0.3);

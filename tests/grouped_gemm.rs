@@ -53,7 +53,7 @@ impl<B: Backend, T: Storage> Bench<B, T> {
 
     /// The gate and up projections of `x`, token by token or packed.
     fn gate_up(&self, x: &[T], gather: Gather, epilogue: Epilogue) -> Vec<T> {
-        let ExpertShape { num_experts: e, hidden_size: h, intermediate_size: i } = self.shape;
+        let ExpertShape { num_experts: e, hidden_size: h, intermediate_size: i, .. } = self.shape;
         let plan = self.device.plan(&self.ids, self.top_k, e);
         let x = Placed::new(x, x.len() / h, h, self.pad);
         let x_buffer = x.put(&self.device);
@@ -74,7 +74,7 @@ impl<B: Backend, T: Storage> Bench<B, T> {
     }
 
     fn down(&self, x: &[T]) -> Vec<T> {
-        let ExpertShape { num_experts: e, hidden_size: h, intermediate_size: i } = self.shape;
+        let ExpertShape { num_experts: e, hidden_size: h, intermediate_size: i, .. } = self.shape;
         let plan = self.device.plan(&self.ids, self.top_k, e);
         let x = Placed::new(x, self.ids.len(), i, self.pad);
         let x_buffer = x.put(&self.device);
@@ -287,7 +287,7 @@ fn f32_is_not_computed_in_less() {
 /// Sums are f32: a bf16 sum of 2000 ones would stop at 256, an f16 sum at 2048.
 fn sums<T: Storage>() {
     let depth = 4096;
-    let shape = ExpertShape { num_experts: 1, hidden_size: depth, intermediate_size: 8 };
+    let shape = ExpertShape::gated(1, depth, 8);
     let one = T::nearest(1.0);
     let ones = vec![one; 8 * depth];
     let data = Data {

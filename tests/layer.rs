@@ -9,7 +9,7 @@ use half::bf16;
 use moe_kernels::config::{GateUpLayout, MoeConfig, Scoring};
 use moe_kernels::memory::Matrix;
 use moe_kernels::ops::{NOT_ROUTED, RoutingPlan, Workspace};
-use moe_kernels::weights::{DenseExperts, RouterWeights};
+use moe_kernels::weights::{DenseExperts, LayerWeights, RouterWeights};
 use moe_kernels::{Cpu, MoeLayer};
 
 fn read<T: Bits>(device: &Device<Cpu>, matrix: Matrix<'_, Cpu, T>) -> Vec<T> {
@@ -213,8 +213,10 @@ fn an_f32_router_in_a_bf16_layer() {
     let layer = MoeLayer::new(
         Cpu,
         case.config.clone(),
-        RouterWeights::F32(gate.clone()),
-        data.dense(case.shape(), GateUpLayout::GateFirst),
+        LayerWeights::new(
+            RouterWeights::f32(gate.clone()),
+            data.dense(case.shape(), GateUpLayout::GateFirst),
+        ),
         &(),
     )
     .unwrap();
@@ -234,7 +236,7 @@ fn long_inputs() {
     for (tokens, e, k) in [(8191, 5, 2), (8192, 1, 1), (8193, 40, 3), (131_072, 5, 2)] {
         let mut case = named("regular [");
         case.config = MoeConfig::new(8, 8, e, k);
-        case.config.scoring = Scoring::Sigmoid;
+        case.config.router.scoring = Scoring::Sigmoid;
         case.values = Values::Grid;
         case.tokens = tokens;
         case.name = format!("long [T {tokens}]");

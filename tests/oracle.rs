@@ -95,7 +95,7 @@ fn writes_between_rows_are_found() {
 
 #[test]
 fn routing_by_hand() {
-    use Renormalize::{None as Raw, Sum};
+    use Renormalize::None as Raw;
     let (nan, inf) = (f64::NAN, f64::INFINITY);
     assert_eq!(reference::select(&[1.0, 3.0, 2.0, 3.0], 3), [1, 3, 2]);
     assert_eq!(reference::select(&[0.0; 5], 3), [0, 1, 2]);
@@ -108,16 +108,16 @@ fn routing_by_hand() {
     let mut config = MoeConfig::new(8, 8, 3, 2);
     let logits = [0.0, 2f64.ln(), 5f64.ln()];
     let mut given = |scoring, renormalize| {
-        (config.scoring, config.renormalize) = (scoring, renormalize);
+        (config.router.scoring, config.router.renormalize) = (scoring, renormalize);
         reference::weights(&config, &logits, &[2, 1])
     };
     let near = |given: Vec<f64>, expected: [f64; 2]| {
         assert!(rel_l2(&given, &expected, 2).unwrap() < 1e-15, "{given:?} {expected:?}");
     };
     near(given(Scoring::Softmax, Raw), [5.0 / 8.0, 2.0 / 8.0]);
-    near(given(Scoring::Softmax, Sum), [5.0 / 7.0, 2.0 / 7.0]);
+    near(given(Scoring::Softmax, Renormalize::SUM), [5.0 / 7.0, 2.0 / 7.0]);
     near(given(Scoring::Sigmoid, Raw), [5.0 / 6.0, 2.0 / 3.0]);
-    near(given(Scoring::Sigmoid, Sum), [5.0 / 9.0, 4.0 / 9.0]);
+    near(given(Scoring::Sigmoid, Renormalize::SUM), [5.0 / 9.0, 4.0 / 9.0]);
 }
 
 #[test]

@@ -24,8 +24,8 @@ fn any_case() -> impl Strategy<Value = (Case, u64, usize)> {
     (shape, load, values, rules, any::<bool>(), any::<u64>(), 0usize..=3).prop_map(
         |((tokens, h8, i8, e, k), load, values, (sigmoid, sum), loose, seed, missing)| {
             let mut config = MoeConfig::new(8 * h8, 8 * i8, e, k.min(e));
-            config.scoring = if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax };
-            config.renormalize = if sum { Renormalize::Sum } else { Renormalize::None };
+            config.router.scoring = if sigmoid { Scoring::Sigmoid } else { Scoring::Softmax };
+            config.router.renormalize = if sum { Renormalize::SUM } else { Renormalize::None };
             // Experts are kept idle by logits of -32. Where one is chosen all the same, its sigmoid
             // is 1e-14: more than f16 can hold.
             let load = if sigmoid && load == Load::OddOnly { Load::Even } else { load };

@@ -34,9 +34,9 @@ fn the_choice_follows_the_computed_logits() {
             if top_k > experts {
                 continue;
             }
-            for renormalize in [Renormalize::None, Renormalize::Sum] {
+            for renormalize in [Renormalize::None, Renormalize::SUM] {
                 let mut config = MoeConfig::new(16, 8, experts, top_k);
-                config.renormalize = renormalize;
+                config.router.renormalize = renormalize;
                 let x = rng.full::<f32>(37 * 16, 1.0);
                 let gate = rng.full::<f32>(experts * 16, 1.0);
                 let given = run_router(&device, &config, &x, (&gate, Gate::Model), TIGHT);
@@ -116,9 +116,9 @@ fn faulty_logits<T: Storage>() {
     assert!(logits.contains(&f64::INFINITY) && logits.contains(&f64::NEG_INFINITY));
     for k in 1..=e {
         for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
-            for renormalize in [Renormalize::None, Renormalize::Sum] {
+            for renormalize in [Renormalize::None, Renormalize::SUM] {
                 let mut config = MoeConfig::new(h, 8, e, k);
-                (config.scoring, config.renormalize) = (scoring, renormalize);
+                (config.router.scoring, config.router.renormalize) = (scoring, renormalize);
                 let given = run_router(&cpu(), &config, &x, (&gate, Gate::Model), LOOSE);
                 let what = format!("{} K {k} {scoring:?} {renormalize:?}", T::NAME);
                 check_router(&what, &config, &given, &reference::route(&config, logits.clone()));
@@ -148,7 +148,7 @@ fn a_logit_of_minus_infinity_has_weight_zero() {
     let (h, e, k) = (8, 4, 4);
     for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
         let mut config = MoeConfig::new(h, 8, e, k);
-        config.scoring = scoring;
+        config.router.scoring = scoring;
         let mut gate = Rng::new(16).full::<f32>(e * h, 0.5);
         gate[2 * h..3 * h].fill(0.0);
         gate[2 * h] = f32::NEG_INFINITY;
@@ -166,7 +166,7 @@ fn one_faulty_token<T: Storage>(fault: f64) {
     let (h, e, k) = (24, 40, 5);
     for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
         let mut config = MoeConfig::new(h, 8, e, k);
-        config.scoring = scoring;
+        config.router.scoring = scoring;
         let mut rng = Rng::new(18);
         let x = rng.full::<T>(70 * h, 1.0);
         let gate = rng.full::<T>(e * h, 0.4);
@@ -213,9 +213,9 @@ fn one_tokens_fault_touches_no_other() {
 #[test]
 fn softmax_of_great_logits() {
     let (h, e) = (8, 16);
-    for renormalize in [Renormalize::None, Renormalize::Sum] {
+    for renormalize in [Renormalize::None, Renormalize::SUM] {
         let mut config = MoeConfig::new(h, 8, e, 4);
-        config.renormalize = renormalize;
+        config.router.renormalize = renormalize;
         let mut rng = Rng::new(19);
         let (x, gate) = (rng.grid::<f32>(33 * h, 3, 16.0), rng.grid::<f32>(e * h, 3, 64.0));
         let given = run_router(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
@@ -235,7 +235,7 @@ fn sigmoid_of_very_negative_logits() {
     let mut gate = rng.full::<f32>(e * h, 0.2);
     gate.chunks_mut(h).for_each(|gate| gate[0] = -90.0);
     let mut config = MoeConfig::new(h, 8, e, k);
-    config.scoring = Scoring::Sigmoid;
+    config.router.scoring = Scoring::Sigmoid;
     let given = run_router(&cpu(), &config, &x, (&gate, Gate::Model), TIGHT);
     let own = reference::route(&config, wide(&given.logits));
     assert_exact("ids", &given.ids, &own.ids, k);

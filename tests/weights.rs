@@ -10,7 +10,7 @@ use moe_kernels::config::GateUpLayout;
 use moe_kernels::ops::{ExpertShape, Experts};
 use moe_kernels::weights::{DenseExperts, ExpertMatrix, ExpertWeights};
 
-const SHAPE: ExpertShape = ExpertShape { num_experts: 3, hidden_size: 8, intermediate_size: 16 };
+const SHAPE: ExpertShape = ExpertShape::gated(3, 8, 16);
 
 /// gate_up [3, 32, 8] and down [3, 8, 16], each element its own index.
 fn indexed(layout: GateUpLayout) -> DenseExperts<f32> {

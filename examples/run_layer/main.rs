@@ -29,6 +29,7 @@ use half::{bf16, f16};
 use moe_kernels::element::Float;
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
 use moe_kernels::ops::{LayerInput, Output};
+use moe_kernels::weights::LayerWeights;
 use moe_kernels::{Error, MoeLayer};
 
 use args::{Args, BackendName, DTypeName};
@@ -107,7 +108,8 @@ fn run_on<D: Device, T: Float>(args: &Args, device: &D) -> Result<bool> {
 
     let (backend, stream) = (device.backend(), device.stream());
     let (router, experts) = source.weights::<T>()?;
-    let layer = MoeLayer::new(backend.clone(), config.clone(), router, experts, stream)?;
+    let layer =
+        MoeLayer::new(backend.clone(), config.clone(), LayerWeights::new(router, experts), stream)?;
     let mut workspace = layer.workspace(num_tokens)?;
     let x = backend.buffer_from("hidden_states", &source.tokens::<T>(&shape)?, stream)?;
     let mut out = backend.allocate::<T>("output", num_tokens * config.hidden_size)?;

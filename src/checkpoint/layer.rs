@@ -74,8 +74,8 @@ impl CheckpointLayer {
     /// As [`StoredTensor::read`].
     pub fn router_weights<T: Float>(&self) -> Result<RouterWeights<T>> {
         match self.router.is(T::DTYPE) {
-            true => self.router.read().map(RouterWeights::Model),
-            false => self.router.read().map(RouterWeights::F32),
+            true => self.router.read().map(RouterWeights::model),
+            false => self.router.read().map(RouterWeights::f32),
         }
     }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::families::{FAMILIES, Family, LayerRule, RenormalizeRule};
-use super::{ActivationFn, MoeConfig, Renormalize, Scoring};
+use super::{ActivationFn, MoeConfig, Renormalize};
 use crate::error::{Error, Result};
 
 /// A key with one of these in its name concerns the MoE layer, and must be understood.
@@ -86,12 +86,11 @@ impl ModelConfig {
             keys.size_of_any(rule.num_experts)?,
             keys.size(rule.top_k)?,
         );
-        moe.scoring = Scoring::Softmax;
-        moe.activation = keys.activation()?;
-        moe.renormalize = match rule.renormalize {
-            RenormalizeRule::Always => Renormalize::Sum,
+        moe.experts.activation = keys.activation()?;
+        moe.router.renormalize = match rule.renormalize {
+            RenormalizeRule::Always => Renormalize::SUM,
             RenormalizeRule::Key { name, default } => match keys.bool_or(name, default)? {
-                true => Renormalize::Sum,
+                true => Renormalize::SUM,
                 false => Renormalize::None,
             },
         };

@@ -1,10 +1,19 @@
 //! What a Mixture-of-Experts layer computes, as plain data.
 
+mod experts;
 mod families;
 mod hf;
+mod router;
 
+pub use experts::{
+    ActivationFn, ExpertsConfig, GateUpLayout, SharedCombine, SharedExpert, WeightOn,
+};
 pub use families::{ExpertNames, FAMILIES, Family, TensorNames};
 pub use hf::ModelConfig;
+pub use router::{
+    Capacity, ExpertGroups, GroupFill, GroupScore, MAX_GROUPS, Renormalize, RouterConfig, Scoring,
+    Selection,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,47 +25,12 @@ pub const MAX_EXPERTS: usize = 1024;
 /// The most experts that a token can be sent to.
 pub const MAX_TOP_K: usize = 32;
 
-/// How router logits become scores, one for each expert.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Scoring {
-    /// `exp(logit_e) / sum_j exp(logit_j)` over all experts, before top-k.
-    Softmax,
-    /// `1 / (1 + exp(-logit_e))`, each expert by itself.
-    Sigmoid,
-}
-
-/// How the scores of the chosen experts become weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Renormalize {
-    /// The scores are the weights; their sum is what it is.
-    None,
-    /// Each score divided by the sum of the chosen ones.
-    Sum,
-}
-
-/// What an expert does between its two matrix products.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ActivationFn {
-    /// `silu(gate) * up`, where `silu(g) = g / (1 + exp(-g))`.
-    SwiGlu,
-}
-
-/// The order of an expert's gate and up rows in `gate_up [2I, H]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GateUpLayout {
-    /// Rows `0..I` are the gate, `I..2I` the up projection.
-    GateFirst,
-    /// Rows `0..I` are the up projection, `I..2I` the gate.
-    UpFirst,
-    /// Even rows are the gate, odd ones the up projection.
-    Interleaved,
+/// Checks a width by itself.
+pub(crate) fn check_size(name: &str, size: usize) -> Result<()> {
+    if size == 0 || !size.is_multiple_of(8) || size > 1 << 24 {
+        return Err(Error::value(name, size, "a positive multiple of 8, at most 2^24"));
+    }
+    Ok(())
 }
 
 /// Checks E, H and I by themselves. The bound on H and I keeps a layer's bytes within 64 bits.
@@ -65,11 +39,8 @@ pub(crate) fn check_sizes(
     hidden_size: usize,
     intermediate_size: usize,
 ) -> Result<()> {
-    for (name, size) in [("hidden_size", hidden_size), ("intermediate_size", intermediate_size)] {
-        if size == 0 || !size.is_multiple_of(8) || size > 1 << 24 {
-            return Err(Error::value(name, size, "a positive multiple of 8, at most 2^24"));
-        }
-    }
+    check_size("hidden_size", hidden_size)?;
+    check_size("intermediate_size", intermediate_size)?;
     if !(1..=MAX_EXPERTS).contains(&num_experts) {
         return Err(Error::value("num_experts", num_experts, format!("1 to {MAX_EXPERTS}")));
     }
@@ -86,7 +57,7 @@ pub(crate) fn check_sizes(
 /// assert_eq!(config.expert_parameters(), 3 * 2048 * 768);
 /// # Ok::<(), moe_kernels::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct MoeConfig {
@@ -99,14 +70,10 @@ pub struct MoeConfig {
     /// K, the experts of one token: 1 to [`MAX_TOP_K`], at most E.
     #[doc(alias = "num_experts_per_tok")]
     pub top_k: usize,
-    /// From logits to scores.
-    pub scoring: Scoring,
-    /// From chosen scores to weights.
-    #[doc(alias = "norm_topk_prob")]
-    pub renormalize: Renormalize,
-    /// Between the two matrix products.
-    #[doc(alias = "hidden_act")]
-    pub activation: ActivationFn,
+    /// From a token to its experts and their weights.
+    pub router: RouterConfig,
+    /// What becomes of it there.
+    pub experts: ExpertsConfig,
 }
 
 impl MoeConfig {
@@ -122,27 +89,42 @@ impl MoeConfig {
             intermediate_size,
             num_experts,
             top_k,
-            scoring: Scoring::Softmax,
-            renormalize: Renormalize::Sum,
-            activation: ActivationFn::SwiGlu,
+            router: RouterConfig::default(),
+            experts: ExpertsConfig::default(),
         }
     }
 
     /// Checks every bound that the fields' documentation names.
     ///
     /// # Errors
-    /// [`Error::Value`] names the field.
+    /// [`Error::Value`] names the field; [`Error::Unsupported`] names rules that exclude each other.
     pub fn validate(&self) -> Result<()> {
         check_sizes(self.num_experts, self.hidden_size, self.intermediate_size)?;
-        let most = self.num_experts.min(MAX_TOP_K);
+        let choices = self.router_experts();
+        if choices > MAX_EXPERTS {
+            let expected = format!("at most {MAX_EXPERTS} with num_experts");
+            return Err(Error::value("zero_experts", self.router.zero_experts, expected));
+        }
+        let most = choices.min(MAX_TOP_K);
         if !(1..=most).contains(&self.top_k) {
             return Err(Error::value(
                 "top_k",
                 self.top_k,
-                format!("1 to {most} (num_experts = {}, at most {MAX_TOP_K})", self.num_experts),
+                format!("1 to {most} (num_experts = {choices}, at most {MAX_TOP_K})"),
             ));
         }
-        Ok(())
+        self.router.validate(choices, self.top_k)?;
+        self.experts.validate(self.router.zero_experts)
+    }
+
+    /// All that a router chooses among: E and the experts without weights.
+    pub fn router_experts(&self) -> usize {
+        self.num_experts.saturating_add(self.router.zero_experts)
+    }
+
+    /// The width of what routed experts read and write: H, or the latent size.
+    pub fn expert_width(&self) -> usize {
+        self.experts.latent_size.unwrap_or(self.hidden_size)
     }
 
     /// R, the rows of the grouped GEMMs when every assignment is local: `num_tokens * top_k`.
@@ -160,21 +142,40 @@ impl MoeConfig {
         }
     }
 
-    /// Weights of one expert: `3 * H * I` for a gated one. This and the other counts saturate
-    /// where [`MoeConfig::validate`] would fail.
+    /// Weights of one routed expert: three matrices, or two without a gate; biases apart. This and
+    /// the other counts saturate where [`MoeConfig::validate`] would fail.
     pub fn expert_parameters(&self) -> u64 {
-        (self.hidden_size as u64).saturating_mul(self.intermediate_size as u64).saturating_mul(3)
+        mlp_parameters(self.expert_width(), self.intermediate_size, self.experts.activation)
     }
 
-    /// Weights of the layer, router included.
+    /// Weights that every token meets: the router, the shared expert with its gate, projections to
+    /// and from a latent width.
+    fn common_parameters(&self) -> u64 {
+        let hidden = self.hidden_size as u64;
+        let router = hidden.saturating_mul(self.router_experts() as u64);
+        let shared = self.experts.shared.map_or(0, |shared| {
+            let gate = if shared.combine == SharedCombine::SigmoidGate { hidden } else { 0 };
+            mlp_parameters(self.hidden_size, shared.intermediate_size, shared.activation)
+                .saturating_add(gate)
+        });
+        let latent = self.experts.latent_size.map_or(0, |latent| 2 * hidden * latent as u64);
+        router.saturating_add(shared).saturating_add(latent)
+    }
+
+    /// Weights of the layer's matrices, router included.
     pub fn parameters(&self) -> u64 {
-        let with_router = self.expert_parameters().saturating_add(self.hidden_size as u64);
-        with_router.saturating_mul(self.num_experts as u64)
+        let routed = self.expert_parameters().saturating_mul(self.num_experts as u64);
+        routed.saturating_add(self.common_parameters())
     }
 
-    /// Weights that one token meets: K experts and the router.
+    /// Weights that one token meets: K experts, the router, and what every token meets.
     pub fn active_parameters(&self) -> u64 {
-        let router = (self.num_experts as u64).saturating_mul(self.hidden_size as u64);
-        self.expert_parameters().saturating_mul(self.top_k as u64).saturating_add(router)
+        let routed = self.expert_parameters().saturating_mul(self.top_k as u64);
+        routed.saturating_add(self.common_parameters())
     }
+}
+
+fn mlp_parameters(hidden_size: usize, intermediate_size: usize, activation: ActivationFn) -> u64 {
+    let matrices = if activation.is_gated() { 3 } else { 2 };
+    (hidden_size as u64).saturating_mul(intermediate_size as u64).saturating_mul(matrices)
 }

@@ -8,34 +8,67 @@ use crate::ops::{Combine, NOT_ROUTED, Output, Write};
 use super::{Cpu, row, rows_mut, token_count};
 
 pub(super) fn run<T: Float>(op: Combine<'_, Cpu, T>) {
-    let Combine { rows, topk_weights, plan, output: Output { matrix, write }, num_tokens } = op;
+    let Combine {
+        rows,
+        topk_weights,
+        plan,
+        output: Output { matrix, write },
+        num_tokens,
+        scale,
+        zero_experts,
+        shared,
+        bias,
+    } = op;
     let tokens = token_count(matrix.layout().rows, num_tokens);
     let hidden_size = matrix.layout().cols;
     let top_k = plan.top_k;
     let mut out = rows_mut(matrix);
     out.truncate(tokens);
+    let always = shared.is_some() || bias.is_some();
     out.into_par_iter().enumerate().for_each_init(
         || (vec![0.0; hidden_size], vec![0.0; hidden_size]),
         |(sum, wide), (token, out)| {
             let assignments = &plan.row_of_assignment[token * top_k..][..top_k];
-            let mut routed = assignments
-                .iter()
-                .zip(row(topk_weights, token))
-                .filter(|&(&row, _)| row != NOT_ROUTED)
-                .peekable();
-            match write {
-                // Widening and rounding back could change the bits of a NaN.
-                Write::Accumulate if routed.peek().is_none() => return,
-                Write::Accumulate => T::widen(out, sum),
-                Write::Overwrite => sum.fill(0.0),
-            }
-            for (&expert_row, &weight) in routed {
-                T::widen(row(rows, expert_row as usize), wide);
-                for (sum, value) in sum.iter_mut().zip(&*wide) {
-                    *sum += weight * value;
+            // Where each assignment's row lies: among the experts', or in the input itself.
+            let source = |k: usize| match (assignments[k], &zero_experts) {
+                (NOT_ROUTED, None) => None,
+                (NOT_ROUTED, Some(zero)) => {
+                    let id = usize::try_from(row(zero.topk_ids, token)[k]).ok();
+                    id.filter(|id| zero.ids.contains(id)).map(|_| row(zero.x, token))
                 }
+                (expert_row, _) => Some(row(rows, expert_row as usize)),
+            };
+            let mut routed = (0..top_k).filter_map(|k| Some((k, source(k)?))).peekable();
+            // Widening and rounding back could change the bits of a NaN.
+            if write == Write::Accumulate && !always && routed.peek().is_none() {
+                return;
+            }
+            sum.fill(0.0);
+            for (k, values) in routed {
+                let weight = topk_weights.map_or(1.0, |weights| row(weights, token)[k]);
+                add(sum, weight, values, wide);
+            }
+            if scale != 1.0 {
+                sum.iter_mut().for_each(|sum| *sum *= scale);
+            }
+            if let Some(shared) = &shared {
+                let weight = shared.weights.map_or(1.0, |weights| row(weights, token)[0]);
+                add(sum, weight * shared.scale, row(shared.rows, token), wide);
+            }
+            if let Some(bias) = bias {
+                sum.iter_mut().zip(&**bias).for_each(|(sum, bias)| *sum += bias);
+            }
+            if write == Write::Accumulate {
+                add(sum, 1.0, out, wide);
             }
             T::narrow(sum, out);
         },
     );
+}
+
+fn add<T: Float>(sum: &mut [f32], weight: f32, values: &[T], wide: &mut [f32]) {
+    T::widen(values, wide);
+    for (sum, value) in sum.iter_mut().zip(wide) {
+        *sum += weight * *value;
+    }
 }

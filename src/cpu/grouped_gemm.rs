@@ -9,7 +9,7 @@ use crate::config::ActivationFn;
 use crate::element::Float;
 use crate::error::Result;
 use crate::ops::{Epilogue, ExpertShape, Experts, Gather, GroupedGemm, Projection, RoutingPlan};
-use crate::weights::{DenseExperts, ExpertMatrix};
+use crate::weights::{DenseExperts, ExpertBiases, ExpertMatrix};
 
 use super::activation::activate;
 use super::gemm::{PANEL, PackedMatrix, PackedRows, ROWS, multiply};
@@ -19,12 +19,14 @@ use super::{Cpu, row, rows_mut};
 #[derive(Debug)]
 pub struct PackedExperts<T> {
     shape: ExpertShape,
+    biases: Option<ExpertBiases>,
     experts: Vec<PackedExpert<T>>,
 }
 
 #[derive(Debug)]
 struct PackedExpert<T> {
-    gate: PackedMatrix<T>,
+    /// None without a gate.
+    gate: Option<PackedMatrix<T>>,
     up: PackedMatrix<T>,
     down: PackedMatrix<T>,
 }
@@ -40,13 +42,16 @@ impl<T: Float> PackedExperts<T> {
         let experts = (0..shape.num_experts)
             .map(|expert| {
                 Ok(PackedExpert {
-                    gate: pack(expert, ExpertMatrix::Gate)?,
+                    gate: match shape.gated {
+                        true => Some(pack(expert, ExpertMatrix::Gate)?),
+                        false => None,
+                    },
                     up: pack(expert, ExpertMatrix::Up)?,
                     down: pack(expert, ExpertMatrix::Down)?,
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { shape, experts })
+        Ok(Self { shape, biases: weights.biases().cloned(), experts })
     }
 }
 
@@ -55,8 +60,16 @@ impl<T: Float> Experts for PackedExperts<T> {
         self.shape
     }
 
+    fn has_biases(&self) -> bool {
+        self.biases.is_some()
+    }
+
     fn bytes(&self) -> usize {
-        self.experts.iter().map(|e| e.gate.bytes() + e.up.bytes() + e.down.bytes()).sum()
+        let biases = self.biases.as_ref().map_or(0, |b| 4 * (b.gate_up.len() + b.down.len()));
+        let matrices = self.experts.iter().flat_map(|expert| {
+            expert.gate.iter().chain([&expert.up, &expert.down]).map(PackedMatrix::bytes)
+        });
+        matrices.sum::<usize>() + biases
     }
 }
 
@@ -71,7 +84,7 @@ const TASKS_PER_THREAD: usize = 16;
 enum Product {
     /// The products with one matrix.
     Plain(ExpertMatrix),
-    /// `act(gate) * up`.
+    /// `act(gate, up)`, or `act(up)`.
     Activated(ActivationFn),
 }
 
@@ -90,11 +103,14 @@ struct Task<'a, T> {
 }
 
 pub(super) fn run<T: Float>(op: GroupedGemm<'_, Cpu, T, PackedExperts<T>>) {
-    let GroupedGemm { x, gather, plan, experts, projection, epilogue, out } = op;
-    let ExpertShape { hidden_size, intermediate_size, .. } = experts.shape;
+    let GroupedGemm { x, gather, plan, experts, projection, epilogue, out, row_weights } = op;
+    let ExpertShape { hidden_size, intermediate_size, gated, .. } = experts.shape;
     let (products, width): (&[Product], usize) = match (projection, epilogue) {
         (Projection::GateUp, Epilogue::Activation(function)) => {
             (&[Product::Activated(function)], intermediate_size)
+        }
+        (Projection::GateUp, Epilogue::Store) if !gated => {
+            (&[Product::Plain(ExpertMatrix::Up)], intermediate_size)
         }
         (Projection::GateUp, Epilogue::Store) => (
             &[Product::Plain(ExpertMatrix::Gate), Product::Plain(ExpertMatrix::Up)],
@@ -115,11 +131,12 @@ pub(super) fn run<T: Float>(op: GroupedGemm<'_, Cpu, T, PackedExperts<T>>) {
     // A block's rows are packed once, and shared by whichever threads take its tasks.
     blocks.into_par_iter().for_each(|block| {
         let mut packed = ROWS_OF_BLOCK.take();
-        packed.pack(x.layout().cols, block.rows.map(|index| row(x, source(index))));
-        let expert = &experts.experts[block.expert];
+        packed.pack(x.layout().cols, block.rows.clone().map(|index| row(x, source(index))));
+        let weights = row_weights.map(|weights| &weights[block.rows.clone()]);
+        let expert = Expert::new(experts, block.expert, weights);
         tasks_of(block.out, products, width, step).into_par_iter().for_each(|task| {
             let mut sums = SUMS.take();
-            sums.run(&packed, expert, task);
+            sums.run(&packed, &expert, task);
             SUMS.set(sums);
         });
         ROWS_OF_BLOCK.set(packed);
@@ -177,6 +194,28 @@ fn tasks_of<'a, T>(
     tasks
 }
 
+/// What a task multiplies its rows by, adds to the products, and multiplies those by.
+struct Expert<'a, T> {
+    matrices: &'a PackedExpert<T>,
+    /// Of the gate, the up and the down projection; empty where there is none.
+    biases: [&'a [f32]; 3],
+    /// One for each row of the block.
+    row_weights: Option<&'a [f32]>,
+}
+
+impl<'a, T> Expert<'a, T> {
+    fn new(experts: &'a PackedExperts<T>, expert: usize, row_weights: Option<&'a [f32]>) -> Self {
+        let ExpertShape { hidden_size, intermediate_size, gated, .. } = experts.shape;
+        let biases = experts.biases.as_ref().map_or([&[][..]; 3], |biases| {
+            let columns = experts.shape.gate_up_columns();
+            let gate_up = &biases.gate_up[expert * columns..][..columns];
+            let (gate, up) = gate_up.split_at(if gated { intermediate_size } else { 0 });
+            [gate, up, &biases.down[expert * hidden_size..][..hidden_size]]
+        });
+        Self { matrices: &experts.experts[expert], biases, row_weights }
+    }
+}
+
 /// One thread's f32 sums.
 #[derive(Default)]
 struct Sums {
@@ -185,27 +224,64 @@ struct Sums {
 }
 
 impl Sums {
-    fn run<T: Float>(&mut self, x: &PackedRows, expert: &PackedExpert<T>, task: Task<'_, T>) {
+    fn run<T: Float>(&mut self, x: &PackedRows, expert: &Expert<'_, T>, task: Task<'_, T>) {
         let Task { product, columns: all, mut out } = task;
         for start in all.clone().step_by(COLUMNS) {
             let columns = start..all.end.min(start + COLUMNS);
             let width = columns.len();
-            self.sums.resize(out.len() * width, 0.0);
-            let matrix = match product {
-                Product::Plain(ExpertMatrix::Gate) | Product::Activated(_) => &expert.gate,
-                Product::Plain(ExpertMatrix::Up) => &expert.up,
-                Product::Plain(ExpertMatrix::Down) => &expert.down,
-            };
-            multiply(x, matrix, columns.clone(), &mut self.sums);
-            if let Product::Activated(function) = product {
-                self.up_sums.resize(out.len() * width, 0.0);
-                multiply(x, &expert.up, columns, &mut self.up_sums);
-                activate(function, &mut self.sums, &self.up_sums);
+            let len = out.len() * width;
+            match product {
+                Product::Plain(matrix) => {
+                    multiply_by(expert, matrix, x, columns, len, &mut self.sums);
+                }
+                Product::Activated(function) => {
+                    let first = match function.is_gated() {
+                        true => ExpertMatrix::Gate,
+                        false => ExpertMatrix::Up,
+                    };
+                    multiply_by(expert, first, x, columns.clone(), len, &mut self.sums);
+                    if function.is_gated() {
+                        let up = ExpertMatrix::Up;
+                        multiply_by(expert, up, x, columns, len, &mut self.up_sums);
+                    }
+                    activate(function, &mut self.sums, &self.up_sums);
+                }
             }
             let done = start - all.start;
             for (out, sums) in out.iter_mut().zip(self.sums.chunks_exact(width)) {
                 T::narrow(sums, &mut out[done..done + width]);
             }
+        }
+    }
+}
+
+/// `sums = row_weights * x · matrix[columns]^T + bias`.
+fn multiply_by<T: Float>(
+    expert: &Expert<'_, T>,
+    matrix: ExpertMatrix,
+    x: &PackedRows,
+    columns: Range<usize>,
+    len: usize,
+    sums: &mut Vec<f32>,
+) {
+    let [gate, up, down] = expert.biases;
+    let (matrix, bias) = match matrix {
+        ExpertMatrix::Gate => (expert.matrices.gate.as_ref(), gate),
+        ExpertMatrix::Up => (Some(&expert.matrices.up), up),
+        ExpertMatrix::Down => (Some(&expert.matrices.down), down),
+    };
+    let Some(matrix) = matrix else { unreachable!("the contract knows whether there is a gate") };
+    sums.resize(len, 0.0);
+    let width = columns.len();
+    multiply(x, matrix, columns.clone(), sums);
+    if let Some(weights) = expert.row_weights {
+        for (sums, weight) in sums.chunks_exact_mut(width).zip(weights) {
+            sums.iter_mut().for_each(|sum| *sum *= weight);
+        }
+    }
+    if let Some(bias) = bias.get(columns) {
+        for sums in sums.chunks_exact_mut(width) {
+            sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
         }
     }
 }

@@ -111,7 +111,7 @@ impl Backend for Cpu {
         weights: RouterWeights<T>,
         (): &(),
     ) -> Result<PackedGate<T>> {
-        PackedGate::pack(shape, &weights)
+        PackedGate::pack(shape, weights)
     }
 
     fn prepare<W: ExpertWeights>(&self, weights: W, (): &()) -> Result<PackedExperts<W::Element>> {
@@ -121,8 +121,7 @@ impl Backend for Cpu {
     }
 
     fn router<T: Float>(&self, op: Router<'_, Self, T, PackedGate<T>>, (): &()) -> Result<()> {
-        router::run(op);
-        Ok(())
+        router::run(op)
     }
 
     fn plan(&self, op: Plan<'_, Self>, (): &()) -> Result<()> {

@@ -1,12 +1,12 @@
 //! Plan: one counting sort over the ids.
 
-use crate::ops::{NOT_ROUTED, Plan};
+use crate::ops::{NOT_ROUTED, Plan, RowWeights};
 
 use super::{Cpu, row, token_count};
 
 pub(super) fn run(op: Plan<'_, Cpu>) {
-    let Plan { topk_ids, expert_map, plan, num_tokens } = op.begin();
-    let tokens = token_count(topk_ids.layout().rows, num_tokens);
+    let Plan { topk_ids, rows, top_k, expert_map, plan, num_tokens, row_weights } = op.begin();
+    let tokens = token_count(rows, num_tokens);
     let num_experts = plan.num_experts;
     let local_expert = |id: i32| -> Option<usize> {
         let id = match expert_map {
@@ -16,8 +16,10 @@ pub(super) fn run(op: Plan<'_, Cpu>) {
         usize::try_from(id).ok().filter(|&expert| expert < num_experts)
     };
     let assignments = || {
-        (0..tokens)
-            .flat_map(|token| row(topk_ids, token).iter().map(move |&id| (token, local_expert(id))))
+        (0..tokens).flat_map(|token| {
+            let ids = topk_ids.map_or(&[0][..], |ids| row(ids, token));
+            ids.iter().map(move |&id| (token, local_expert(id)))
+        })
     };
 
     plan.tokens_per_expert.fill(0);
@@ -33,8 +35,7 @@ pub(super) fn run(op: Plan<'_, Cpu>) {
             plan.expert_offsets[expert] + plan.tokens_per_expert[expert];
     }
 
-    let past = tokens * topk_ids.layout().cols..topk_ids.layout().rows * topk_ids.layout().cols;
-    plan.row_of_assignment[past].fill(NOT_ROUTED);
+    plan.row_of_assignment[tokens * top_k..rows * top_k].fill(NOT_ROUTED);
 
     let mut next_row = plan.expert_offsets[..num_experts].to_vec();
     for (assignment, (token, expert)) in assignments().enumerate() {
@@ -47,5 +48,14 @@ pub(super) fn run(op: Plan<'_, Cpu>) {
                 row
             }
         };
+    }
+
+    if let Some(RowWeights { topk_weights, out }) = row_weights {
+        let weights = (0..tokens).flat_map(|token| row(topk_weights, token));
+        for (&row, &weight) in plan.row_of_assignment.iter().zip(weights) {
+            if row != NOT_ROUTED {
+                out[row as usize] = weight;
+            }
+        }
     }
 }

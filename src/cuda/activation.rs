@@ -33,7 +33,7 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         num_rows: plan.expert_offsets.at(plan.num_experts),
         gate_up_stride: gate_up.stride,
         out_stride: out.stride,
-        activation: activation_params(function),
+        activation: activation_params(function)?,
         columns,
         max_rows: max_rows as u32,
     };

@@ -19,7 +19,21 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
     stream: &CudaStream<D>,
 ) -> Result<()> {
     let dtype = float16::<T>("combine")?;
-    let Combine { rows, topk_weights, plan, output: Output { matrix, write }, num_tokens } = op;
+    let Combine {
+        rows,
+        topk_weights,
+        plan,
+        output: Output { matrix, write },
+        num_tokens,
+        scale,
+        zero_experts,
+        shared,
+        bias,
+    } = op;
+    let plain = scale == 1.0 && zero_experts.is_none() && shared.is_none() && bias.is_none();
+    let (Some(topk_weights), true) = (topk_weights, plain) else {
+        return Err(super::not_yet("combine with further terms"));
+    };
     let (tokens, hidden_size) = (matrix.layout().rows, columns("output", matrix.layout().cols)?);
     if tokens == 0 || hidden_size == 0 {
         return Ok(());

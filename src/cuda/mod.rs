@@ -50,6 +50,10 @@ impl From<DriverError> for Error {
     }
 }
 
+fn not_yet(what: &str) -> Error {
+    Error::Unsupported { what: format!("{what} on a GPU"), supported: "the cpu backend".to_owned() }
+}
+
 impl<D: Driver + 'static> sealed::Sealed for Cuda<D> {}
 
 impl<D: Driver + 'static> Backend for Cuda<D> {
@@ -64,7 +68,7 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
         weights: RouterWeights<T>,
         stream: &CudaStream<D>,
     ) -> Result<CudaGate<D, T>> {
-        CudaGate::upload(self, shape, &weights, stream)
+        CudaGate::upload(self, shape, weights, stream)
     }
 
     fn prepare<W: ExpertWeights>(
@@ -95,11 +99,8 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
     }
 
     fn plan(&self, op: Plan<'_, Self>, stream: &CudaStream<D>) -> Result<()> {
-        self.check_places([
-            stream.place(),
-            op.topk_ids.buffer().place("topk_ids"),
-            op.plan.token_of_row.place("routing plan"),
-        ])?;
+        self.check_places([stream.place(), op.plan.token_of_row.place("routing plan")])?;
+        self.check_places(op.topk_ids.map(|ids| ids.buffer().place("topk_ids")))?;
         self.check_places(op.expert_map.map(|map| map.buffer().place("expert_map")))?;
         self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
         plan::run(self, op, stream)
@@ -148,7 +149,6 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
         self.check_places([
             stream.place(),
             op.rows.buffer().place("rows"),
-            op.topk_weights.buffer().place("topk_weights"),
             op.plan.token_of_row.place("routing plan"),
             op.output.matrix.buffer().place("output"),
         ])?;

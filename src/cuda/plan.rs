@@ -32,8 +32,11 @@ pub(super) fn run<D: Driver + 'static>(
     op: Plan<'_, Cuda<D>>,
     stream: &CudaStream<D>,
 ) -> Result<()> {
-    let Plan { topk_ids, expert_map, plan, num_tokens } = op.begin();
-    let (tokens, top_k) = (topk_ids.layout().rows, topk_ids.layout().cols);
+    let Plan { topk_ids, rows: tokens, top_k, expert_map, plan, num_tokens, row_weights } =
+        op.begin();
+    let (Some(topk_ids), None) = (topk_ids, row_weights) else {
+        return Err(super::not_yet("a dense plan, or row weights"));
+    };
     let assignments = tokens * top_k;
     let small = assignments <= SMALL;
     let most = if small { 1 } else { MAX_CHUNKS };

@@ -4,10 +4,10 @@
 //! ```text
 //! let bytes = raw::workspace_bytes::<D, bf16>(&config, max_tokens)?;      // allocate so many yourself
 //! let mut workspace = unsafe { raw::workspace(&cuda, &config, max_tokens, address, bytes)? };
-//! unsafe { raw::forward(&cuda, &config, &gate, &experts, &forward, &mut workspace)? };
+//! unsafe { raw::forward(&cuda, &config, &parts, &forward, &mut workspace)? };
 //! ```
 
-use crate::backend::Backend;
+use crate::backend::{Backend, PartsOf};
 use crate::config::MoeConfig;
 use crate::element::{Element, Float};
 use crate::error::{Error, Result, checked_product};
@@ -16,13 +16,10 @@ use crate::ops::{Layer, LayerInput, Output, Routing, Workspace};
 use crate::weights::DenseExperts;
 
 use super::driver::Driver;
-use super::{Cuda, CudaBuffer, CudaExperts, CudaGate, CudaStream};
+use super::{Cuda, CudaBuffer, CudaStream};
 
 /// Every buffer in a workspace starts on a multiple of this.
 const PIECE_ALIGNMENT: u64 = 256;
-
-/// Buffers of a workspace: five of its own, and five of its plan.
-const BUFFERS: usize = 10;
 
 /// Cuts buffers from a piece of the caller's memory, one after the other.
 struct Carver<'a, D: Driver> {
@@ -60,7 +57,7 @@ pub fn workspace_bytes<D: Driver + 'static, T: Float>(
     max_tokens: usize,
 ) -> Result<usize> {
     // Each buffer may start after a gap.
-    let gaps = BUFFERS * PIECE_ALIGNMENT as usize;
+    let gaps = Workspace::<Cuda<D>, T>::BUFFERS * PIECE_ALIGNMENT as usize;
     let bytes = Workspace::<Cuda<D>, T>::bytes(config, max_tokens)?;
     bytes.checked_add(gaps).ok_or_else(|| Error::Overflow { what: "workspace".to_owned() })
 }
@@ -132,8 +129,7 @@ pub struct Forward {
 pub unsafe fn forward<D: Driver + 'static, T: Float>(
     cuda: &Cuda<D>,
     config: &MoeConfig,
-    gate: &CudaGate<D, T>,
-    experts: &CudaExperts<D, T>,
+    parts: &PartsOf<Cuda<D>, DenseExperts<T>>,
     forward: &Forward,
     workspace: &mut Workspace<Cuda<D>, T>,
 ) -> Result<()> {
@@ -182,7 +178,7 @@ pub unsafe fn forward<D: Driver + 'static, T: Float>(
         true => Output::accumulate(matrix),
         false => Output::overwrite(matrix),
     };
-    let op = Layer::new(config, &input, gate, experts, output, workspace)?;
+    let op = Layer::new(config, &input, parts, output, workspace)?;
     cuda.layer::<DenseExperts<T>>(op, &stream)
 }
 

@@ -39,7 +39,16 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
     stream: &CudaStream<D>,
 ) -> Result<()> {
     let dtype = float16::<T>("router")?;
-    let Router { config, hidden_states, gate, output, num_tokens } = op;
+    let Router { config, hidden_states, gate, output, num_tokens, .. } = op.begin()?;
+    let rules = &config.router;
+    let plain = crate::config::RouterConfig {
+        scoring: rules.scoring,
+        renormalize: rules.renormalize,
+        ..Default::default()
+    };
+    if *rules != plain {
+        return Err(super::not_yet("these router rules"));
+    }
     let RouterOutput { router_logits, topk_ids, topk_weights } = output;
     let tokens = hidden_states.layout().rows;
     if tokens == 0 {
@@ -92,13 +101,15 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         num_tokens,
         num_experts,
         top_k: config.top_k as u32,
-        scoring: match config.scoring {
+        scoring: match rules.scoring {
             Scoring::Softmax => SCORING_SOFTMAX,
             Scoring::Sigmoid => SCORING_SIGMOID,
+            _ => return Err(super::not_yet("this scoring")),
         },
-        renormalize: match config.renormalize {
+        renormalize: match rules.renormalize {
             Renormalize::None => RENORMALIZE_NONE,
-            Renormalize::Sum => RENORMALIZE_SUM,
+            Renormalize::SUM => RENORMALIZE_SUM,
+            _ => return Err(super::not_yet("this renormalisation")),
         },
     };
     let kernel = format!("router_topk_{}", num_experts.next_power_of_two().max(64));

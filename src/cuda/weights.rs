@@ -6,8 +6,8 @@ use crate::config::{GateUpLayout, check_sizes};
 use crate::element::{Element, Float};
 use crate::error::{Error, Result, checked_product};
 use crate::memory::{Buffer, Memory, ROW_ALIGNMENT};
-use crate::ops::{ExpertShape, Experts, Gate, Projection};
-use crate::weights::{DenseExperts, ExpertMatrix, RouterWeights};
+use crate::ops::{ExpertShape, Experts, Gate, GateParts, Projection};
+use crate::weights::{DenseExperts, ExpertMatrix, RouterMatrix, RouterWeights};
 
 use super::abi::ExpertMatrices;
 use super::buffer::Place;
@@ -42,6 +42,10 @@ impl<D: Driver, T: Element> Gate for CudaGate<D, T> {
         self.shape
     }
 
+    fn parts(&self) -> GateParts {
+        GateParts::default()
+    }
+
     fn bytes(&self) -> usize {
         match &self.values {
             GateValues::F32(buffer) => buffer.len() * size_of::<f32>(),
@@ -61,15 +65,15 @@ impl<D: Driver + 'static, T: Float> CudaGate<D, T> {
     pub(super) fn upload(
         cuda: &Cuda<D>,
         shape: [usize; 2],
-        weights: &RouterWeights<T>,
+        weights: RouterWeights<T>,
         stream: &CudaStream<D>,
     ) -> Result<Self> {
-        match weights {
-            RouterWeights::F32(values) => {
-                Self::f32(shape, cuda.buffer_from("gate", values, stream)?)
+        match weights.folded(shape)?.matrix {
+            RouterMatrix::F32(values) => {
+                Self::f32(shape, cuda.buffer_from("gate", &values, stream)?)
             }
-            RouterWeights::Model(values) => {
-                Self::model(shape, cuda.buffer_from("gate", values, stream)?)
+            RouterMatrix::Model(values) => {
+                Self::model(shape, cuda.buffer_from("gate", &values, stream)?)
             }
         }
     }
@@ -144,6 +148,10 @@ impl<D: Driver, T: Element> Experts for CudaExperts<D, T> {
         self.shape
     }
 
+    fn has_biases(&self) -> bool {
+        false
+    }
+
     fn bytes(&self) -> usize {
         let buffers = self.gate_up.buffers.iter().chain(&self.down.buffers);
         buffers.map(|buffer| buffer.len() * size_of::<T>()).sum()
@@ -198,7 +206,7 @@ impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
     ) -> Result<Self> {
         float16::<T>("experts")?;
         let shape = crate::weights::ExpertWeights::shape(experts);
-        let ExpertShape { num_experts, hidden_size, intermediate_size } = shape;
+        let ExpertShape { num_experts, hidden_size, intermediate_size, .. } = shape;
         let matrix = checked_product("expert", &[hidden_size, intermediate_size])?;
         let room = |what, matrices| {
             let len = checked_product(what, &[num_experts, matrices, matrix])?;
@@ -227,7 +235,7 @@ impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
         stream: Option<&CudaStream<D>>,
     ) -> Result<Self> {
         float16::<T>("experts")?;
-        let ExpertShape { num_experts, hidden_size, intermediate_size } = shape;
+        let ExpertShape { num_experts, hidden_size, intermediate_size, .. } = shape;
         check_sizes(num_experts, hidden_size, intermediate_size)?;
         let (wide, tall) = (hidden_size as u64, intermediate_size as u64);
         let matrix = wide * tall;
@@ -277,7 +285,7 @@ impl<D: Driver + 'static, T: Float> Matrices<D, T> {
             Projection::GateUp => ("gate_up", 2),
             Projection::Down => ("down", 1),
         };
-        let ExpertShape { num_experts, hidden_size, intermediate_size } = shape;
+        let ExpertShape { num_experts, hidden_size, intermediate_size, .. } = shape;
         let of_each = if stream.is_some() { 1 } else { num_experts };
         let expected = checked_product(what, &[of_each, matrices, hidden_size, intermediate_size])?;
         cuda.check_places(buffers.iter().map(|buffer| buffer.place(what)))?;

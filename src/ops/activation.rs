@@ -9,8 +9,8 @@ use crate::memory::{Matrix, MatrixMut, Memory};
 
 use super::RoutingPlan;
 
-/// `out[r, i] = act(z[r, i]) * z[r, I + i]` for `r < expert_offsets[E]`; later rows are left as
-/// they are.
+/// `out[r, i] = act(z[r, i], z[r, I + i])`, or `act(z[r, i])` without a gate, for
+/// `r < expert_offsets[E]`; later rows are left as they are.
 #[derive(Debug)]
 pub struct Activation<'a, M: Memory, T: Float> {
     pub(crate) function: ActivationFn,
@@ -20,7 +20,7 @@ pub struct Activation<'a, M: Memory, T: Float> {
 }
 
 impl<'a, M: Memory, T: Float> Activation<'a, M, T> {
-    /// `gate_up [R, 2I]`, gate first, and `out [R, I]`.
+    /// `gate_up [R, 2I]`, gate first, or `[R, I]` without a gate, and `out [R, I]`.
     ///
     /// # Errors
     /// [`Error::Shape`](crate::Error::Shape) and [`Error::Alignment`](crate::Error::Alignment).
@@ -31,7 +31,8 @@ impl<'a, M: Memory, T: Float> Activation<'a, M, T> {
         out: MatrixMut<'a, M, T>,
     ) -> Result<Self> {
         let columns = out.layout().cols;
-        let gate_up_columns = checked_product("gate_up", &[2, columns])?;
+        let gate_up_columns =
+            checked_product("gate_up", &[1 + usize::from(function.is_gated()), columns])?;
         gate_up.layout().expect("gate_up", plan.num_assignments(), gate_up_columns)?;
         gate_up.layout().check_alignment::<T>("gate_up")?;
         out.layout().expect("activation output", plan.num_assignments(), columns)?;

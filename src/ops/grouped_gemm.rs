@@ -3,11 +3,11 @@
 use crate::config::{ActivationFn, MoeConfig};
 use crate::element::Float;
 use crate::error::Result;
-use crate::memory::{Matrix, MatrixMut, Memory};
+use crate::memory::{Buffer, Matrix, MatrixMut, Memory};
 
 use super::RoutingPlan;
 
-/// E, H and I of a layer's experts.
+/// E, H and I of experts, and whether they have a gate projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpertShape {
     /// E.
@@ -16,9 +16,26 @@ pub struct ExpertShape {
     pub hidden_size: usize,
     /// I.
     pub intermediate_size: usize,
+    /// gate_up is `[E, 2I, H]`, of gate and up projections; without a gate `[E, I, H]`.
+    pub gated: bool,
 }
 
 impl ExpertShape {
+    /// Experts with gate, up and down projections.
+    pub const fn gated(num_experts: usize, hidden_size: usize, intermediate_size: usize) -> Self {
+        Self { num_experts, hidden_size, intermediate_size, gated: true }
+    }
+
+    /// Experts with up and down projections alone.
+    pub const fn ungated(num_experts: usize, hidden_size: usize, intermediate_size: usize) -> Self {
+        Self { num_experts, hidden_size, intermediate_size, gated: false }
+    }
+
+    /// Columns of the first product: 2I, or I without a gate.
+    pub const fn gate_up_columns(self) -> usize {
+        if self.gated { 2 * self.intermediate_size } else { self.intermediate_size }
+    }
+
     pub(crate) fn dims(self) -> [usize; 3] {
         [self.num_experts, self.hidden_size, self.intermediate_size]
     }
@@ -26,8 +43,12 @@ impl ExpertShape {
 
 impl From<&MoeConfig> for ExpertShape {
     fn from(config: &MoeConfig) -> Self {
-        let &MoeConfig { num_experts, hidden_size, intermediate_size, .. } = config;
-        Self { num_experts, hidden_size, intermediate_size }
+        Self {
+            num_experts: config.num_experts,
+            hidden_size: config.expert_width(),
+            intermediate_size: config.intermediate_size,
+            gated: config.experts.activation.is_gated(),
+        }
     }
 }
 
@@ -36,6 +57,9 @@ pub trait Experts: std::fmt::Debug + Send + Sync {
     /// E, H and I.
     fn shape(&self) -> ExpertShape;
 
+    /// Whether they have biases.
+    fn has_biases(&self) -> bool;
+
     /// Bytes that the weights occupy as prepared.
     fn bytes(&self) -> usize;
 }
@@ -43,7 +67,7 @@ pub trait Experts: std::fmt::Debug + Send + Sync {
 /// Which of an expert's matrices a grouped GEMM multiplies by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Projection {
-    /// gate and up, `[2I, H]`.
+    /// gate and up, `[2I, H]`; up alone, `[I, H]`, without a gate.
     GateUp,
     /// down, `[H, I]`.
     Down,
@@ -59,17 +83,17 @@ pub enum Gather {
 }
 
 /// What a grouped GEMM does with its f32 sums before it stores them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Epilogue {
     /// Stores them; of gate and up, the gate's columns first.
     Store,
-    /// Stores the I columns `act(gate) * up`.
+    /// Stores the I columns `act(gate, up)`, or `act(up)` without a gate.
     Activation(ActivationFn),
 }
 
-/// `out[r] = epilogue(x[r or token_of_row[r]] · W_e^T)` for every expert `e` and each of its rows
-/// `r`; sums in f32. Rows from `expert_offsets[E]` on are neither read nor written.
+/// `out[r] = epilogue(row_weights[r] * x[r or token_of_row[r]] · W_e^T + bias_e)` for every expert `e`
+/// and each of its rows `r`; sums in f32. Without row weights they are 1, without biases 0. Rows from `expert_offsets[E]` on are neither read nor written.
 #[derive(Debug)]
 pub struct GroupedGemm<'a, M: Memory, T: Float, X: Experts> {
     pub(crate) x: Matrix<'a, M, T>,
@@ -79,13 +103,17 @@ pub struct GroupedGemm<'a, M: Memory, T: Float, X: Experts> {
     pub(crate) projection: Projection,
     pub(crate) epilogue: Epilogue,
     pub(crate) out: MatrixMut<'a, M, T>,
+    pub(crate) row_weights: Option<&'a M::Buffer<f32>>,
 }
 
 impl<'a, M: Memory, T: Float, X: Experts> GroupedGemm<'a, M, T, X> {
-    /// The gate and up projections: `x [T or R, H]`, `out [R, 2I]` or, activated, `[R, I]`.
+    /// The gate and up projections: `x [T or R, H]`, `out [R, 2I]` or, activated or without a gate,
+    /// `[R, I]`.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) and [`Error::Alignment`](crate::Error::Alignment).
+    /// [`Error::Shape`](crate::Error::Shape), [`Error::Alignment`](crate::Error::Alignment), and
+    /// [`Error::Value`](crate::Error::Value) for an activation with a gate of experts without one, or
+    /// the other way around.
     pub fn gate_up(
         x: Matrix<'a, M, T>,
         gather: Gather,
@@ -94,13 +122,17 @@ impl<'a, M: Memory, T: Float, X: Experts> GroupedGemm<'a, M, T, X> {
         epilogue: Epilogue,
         out: MatrixMut<'a, M, T>,
     ) -> Result<Self> {
+        let shape = experts.shape();
         let columns = match epilogue {
-            Epilogue::Store => 2 * experts.shape().intermediate_size,
-            Epilogue::Activation(_) => experts.shape().intermediate_size,
+            Epilogue::Store => shape.gate_up_columns(),
+            Epilogue::Activation(function) => {
+                check_gated(function, shape)?;
+                shape.intermediate_size
+            }
         };
-        let depth = experts.shape().hidden_size;
-        Self { x, gather, plan, experts, projection: Projection::GateUp, epilogue, out }
-            .checked(depth, columns)
+        let (projection, row_weights) = (Projection::GateUp, None);
+        Self { x, gather, plan, experts, projection, epilogue, out, row_weights }
+            .checked(shape.hidden_size, columns)
     }
 
     /// The down projection: `x [R, I]` in expert order, `out [R, H]`.
@@ -115,8 +147,18 @@ impl<'a, M: Memory, T: Float, X: Experts> GroupedGemm<'a, M, T, X> {
     ) -> Result<Self> {
         let ExpertShape { hidden_size, intermediate_size, .. } = experts.shape();
         let (gather, epilogue) = (Gather::Packed, Epilogue::Store);
-        Self { x, gather, plan, experts, projection: Projection::Down, epilogue, out }
+        let (projection, row_weights) = (Projection::Down, None);
+        Self { x, gather, plan, experts, projection, epilogue, out, row_weights }
             .checked(intermediate_size, hidden_size)
+    }
+
+    /// A factor on each row's products, before biases: `[R]`, in expert order.
+    ///
+    /// # Errors
+    /// [`Error::View`](crate::Error::View) if it is shorter.
+    pub fn with_row_weights(self, row_weights: &'a M::Buffer<f32>) -> Result<Self> {
+        check_row_weights::<M>(row_weights, self.plan.num_assignments())?;
+        Ok(Self { row_weights: Some(row_weights), ..self })
     }
 
     fn checked(self, depth: usize, columns: usize) -> Result<Self> {
@@ -137,4 +179,24 @@ impl<'a, M: Memory, T: Float, X: Experts> GroupedGemm<'a, M, T, X> {
         self.out.layout().check_alignment::<T>("grouped GEMM output")?;
         Ok(self)
     }
+}
+
+pub(crate) fn check_row_weights<M: Memory>(buffer: &M::Buffer<f32>, rows: usize) -> Result<()> {
+    if buffer.len() < rows {
+        let (operand, len) = ("row_weights".to_owned(), buffer.len());
+        return Err(crate::Error::View { operand, needed: rows, len });
+    }
+    Ok(())
+}
+
+/// Checks that an activation is of a gate and an up projection where experts have both.
+pub(crate) fn check_gated(function: ActivationFn, shape: ExpertShape) -> Result<()> {
+    if function.is_gated() == shape.gated {
+        return Ok(());
+    }
+    let expected = match shape.gated {
+        true => "one with a gate: the experts have one",
+        false => "one without a gate: the experts have none",
+    };
+    Err(crate::Error::value("activation", format!("{function:?}"), expected))
 }

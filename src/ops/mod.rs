@@ -21,14 +21,19 @@ mod plan;
 mod router;
 
 pub use activation::Activation;
-pub use combine::{Combine, Output, Write};
+pub use combine::{Combine, Output, SharedRows, Write};
 #[cfg(any(feature = "cpu", feature = "driver"))]
 pub(crate) use grouped_gemm::Projection;
+pub(crate) use grouped_gemm::check_row_weights;
 pub use grouped_gemm::{Epilogue, ExpertShape, Experts, Gather, GroupedGemm};
-pub use layer::{Layer, LayerInput, Workspace};
+pub(crate) use layer::DenseWorkspace;
+pub use layer::{Layer, LayerInput, LayerParts, SharedExperts, SharedPart, Workspace};
 pub use permute::Permute;
+#[cfg(any(feature = "cpu", feature = "driver"))]
+pub(crate) use plan::RowWeights;
 pub use plan::{NOT_ROUTED, Plan, RoutingPlan};
-pub use router::{Gate, Router, RouterOutput, Routing};
+pub use router::{Gate, GateParts, Router, RouterOutput, Routing};
+pub(crate) use router::{check_gate, check_inputs, check_sequence_offsets, check_token_ids};
 
 /// A number of tokens in the backend's memory: one u32, at most the rows of the operands.
 ///

@@ -119,13 +119,25 @@ impl<M: Memory> RoutingPlan<M> {
 /// expert_offsets[e]    = sum_{j < e} tokens_per_expert[j]
 /// row_of_assignment[a] = expert_offsets[local[a]] + #{b < a : local[b] = local[a]}
 /// token_of_row[row_of_assignment[a]] = a / K
+/// row_weights[row_of_assignment[a]]  = topk_weights[a], where they are asked for
 /// ```
 #[derive(Debug)]
 pub struct Plan<'a, M: Memory> {
-    pub(crate) topk_ids: Matrix<'a, M, i32>,
+    /// None: every token is sent to expert 0.
+    pub(crate) topk_ids: Option<Matrix<'a, M, i32>>,
+    pub(crate) rows: usize,
+    pub(crate) top_k: usize,
     pub(crate) expert_map: Option<Matrix<'a, M, i32>>,
     pub(crate) plan: &'a mut RoutingPlan<M>,
     pub(crate) num_tokens: NumTokens<'a, M>,
+    pub(crate) row_weights: Option<RowWeights<'a, M>>,
+}
+
+/// Weights of assignments, and where they go in the order of rows.
+#[derive(Debug)]
+pub(crate) struct RowWeights<'a, M: Memory> {
+    pub(crate) topk_weights: Matrix<'a, M, f32>,
+    pub(crate) out: &'a mut M::Buffer<f32>,
 }
 
 impl<'a, M: Memory> Plan<'a, M> {
@@ -146,12 +158,44 @@ impl<'a, M: Memory> Plan<'a, M> {
         if let Some(map) = &expert_map {
             map.layout().expect("expert_map", 1, map.layout().cols)?;
         }
-        let needed = checked_product("topk_ids", &[layout.rows, layout.cols])?;
+        Self::of(Some(topk_ids), [layout.rows, layout.cols], expert_map, plan)
+    }
+
+    /// Every one of `num_tokens` tokens is sent to expert 0: the plan of a layer that is not sparse.
+    ///
+    /// # Errors
+    /// [`Error::View`] if the plan has room for fewer tokens.
+    pub fn dense(num_tokens: usize, plan: &'a mut RoutingPlan<M>) -> Result<Self> {
+        Self::of(None, [num_tokens, 1], None, plan)
+    }
+
+    fn of(
+        topk_ids: Option<Matrix<'a, M, i32>>,
+        [rows, top_k]: [usize; 2],
+        expert_map: Option<Matrix<'a, M, i32>>,
+        plan: &'a mut RoutingPlan<M>,
+    ) -> Result<Self> {
+        let needed = checked_product("topk_ids", &[rows, top_k])?;
         let len = plan.token_of_row.len();
         if needed > len {
             return Err(Error::View { operand: "routing plan".to_owned(), needed, len });
         }
-        Ok(Self { topk_ids, expert_map, plan, num_tokens: None })
+        let (num_tokens, row_weights) = (None, None);
+        Ok(Self { topk_ids, rows, top_k, expert_map, plan, num_tokens, row_weights })
+    }
+
+    /// Also `out[row_of_assignment[t * K + k]] = topk_weights[t, k]`, for `topk_weights [T, K]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], and [`Error::View`] if `out` has fewer than `T * K` elements.
+    pub fn with_row_weights(
+        self,
+        topk_weights: Matrix<'a, M, f32>,
+        out: &'a mut M::Buffer<f32>,
+    ) -> Result<Self> {
+        topk_weights.layout().expect("topk_weights", self.rows, self.top_k)?;
+        super::check_row_weights::<M>(out, self.rows * self.top_k)?;
+        Ok(Self { row_weights: Some(RowWeights { topk_weights, out }), ..self })
     }
 
     /// Only the first `num_tokens[0]` tokens, a number in the backend's memory: at most T, read
@@ -167,8 +211,8 @@ impl<'a, M: Memory> Plan<'a, M> {
     /// Called by a backend that is about to run the stage: from here on the plan is one of these
     /// ids.
     pub(crate) fn begin(self) -> Self {
-        self.plan.num_tokens = self.topk_ids.layout().rows;
-        self.plan.top_k = self.topk_ids.layout().cols;
+        self.plan.num_tokens = self.rows;
+        self.plan.top_k = self.top_k;
         self
     }
 }

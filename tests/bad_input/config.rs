@@ -6,7 +6,7 @@ use moe_kernels::config::{GateUpLayout, ModelConfig, Renormalize, Scoring};
 use moe_kernels::cpu::CpuBuffer;
 use moe_kernels::memory::{Matrix, MatrixMut};
 use moe_kernels::ops::{ExpertShape, Router, RouterOutput, RoutingPlan, Workspace};
-use moe_kernels::weights::{DenseExperts, RouterWeights};
+use moe_kernels::weights::{DenseExperts, LayerWeights, RouterWeights};
 use moe_kernels::{Cpu, Error, MoeConfig, MoeLayer};
 
 use crate::ROOM;
@@ -51,7 +51,7 @@ fn impossible_configurations() {
             given,
             expected
         );
-        let shape = ExpertShape { num_experts: 1, hidden_size: 8, intermediate_size: 8 };
+        let shape = ExpertShape::gated(1, 8, 8);
         let experts = DenseExperts::<f32>::stacked(
             shape,
             GateUpLayout::GateFirst,
@@ -60,7 +60,12 @@ fn impossible_configurations() {
         )
         .unwrap();
         refused!(
-            MoeLayer::new(Cpu, config.clone(), RouterWeights::F32(vec![]), experts, &()),
+            MoeLayer::new(
+                Cpu,
+                config.clone(),
+                LayerWeights::new(RouterWeights::f32(vec![]), experts),
+                &(),
+            ),
             Error::Value { .. },
             name,
             given,
@@ -75,7 +80,7 @@ fn impossible_configurations() {
             topk_weights: MatrixMut::contiguous("weights", &mut weights, 1, 2).unwrap(),
         };
         let x = Matrix::<Cpu, f32>::contiguous("x", &buffer, 1, 8).unwrap();
-        let gate = Cpu.prepare_gate([4, 8], RouterWeights::<f32>::F32(vec![0.0; 32]), &()).unwrap();
+        let gate = Cpu.prepare_gate([4, 8], RouterWeights::<f32>::f32(vec![0.0; 32]), &()).unwrap();
         refused!(
             Router::new(&config, x, &gate, output),
             Error::Value { .. },
@@ -199,12 +204,12 @@ const FAMILIES: [&str; 3] = ["mixtral", "qwen3_moe", "olmoe"];
 #[test]
 fn config_json_that_is_read() {
     for (family, renormalize) in [
-        ("mixtral", Renormalize::Sum),
+        ("mixtral", Renormalize::SUM),
         ("qwen3_moe", Renormalize::None),
         ("olmoe", Renormalize::None),
     ] {
         let mut expected = MoeConfig::new(64, 96, 8, 2);
-        expected.renormalize = renormalize;
+        expected.router.renormalize = renormalize;
         for more in [
             "",
             r#", "hidden_act": "silu""#,
@@ -217,10 +222,10 @@ fn config_json_that_is_read() {
     }
     for family in ["qwen3_moe", "olmoe"] {
         let config = MoeConfig::from_hf_config(&hf(family, r#", "norm_topk_prob": true"#)).unwrap();
-        assert_eq!(config.renormalize, Renormalize::Sum);
+        assert_eq!(config.router.renormalize, Renormalize::SUM);
         let config =
             MoeConfig::from_hf_config(&hf(family, r#", "norm_topk_prob": false"#)).unwrap();
-        assert_eq!(config.renormalize, Renormalize::None);
+        assert_eq!(config.router.renormalize, Renormalize::None);
     }
 }
 
@@ -473,8 +478,8 @@ fn the_last_layer_number_of_a_model_that_does_not_say_how_many() {
 #[test]
 fn serialised_configurations() {
     let mut config = MoeConfig::new(64, 96, 8, 2);
-    config.scoring = Scoring::Sigmoid;
-    config.renormalize = Renormalize::None;
+    config.router.scoring = Scoring::Sigmoid;
+    config.router.renormalize = Renormalize::None;
     let text = serde_json::to_string(&config).unwrap();
     assert_eq!(serde_json::from_str::<MoeConfig>(&text).unwrap(), config);
 
@@ -486,7 +491,7 @@ fn serialised_configurations() {
     for (from, to, parts) in [
         ("\"sigmoid\"", "\"sinkhorn\"", vec!["sinkhorn", "softmax", "sigmoid"]),
         ("\"none\"", "\"max\"", vec!["max", "none", "sum"]),
-        ("\"swi_glu\"", "\"relu\"", vec!["relu", "swi_glu"]),
+        ("\"swi_glu\"", "\"mish\"", vec!["mish", "swi_glu"]),
         ("\"hidden_size\":64", "\"hidden_size\":\"64\"", vec!["string", "usize"]),
         ("\"hidden_size\":64", "\"hidden_size\":-64", vec!["-64", "usize"]),
         ("\"hidden_size\":64,", "", vec!["missing", "hidden_size"]),

@@ -4,10 +4,10 @@ use crate::common::*;
 use half::bf16;
 use moe_kernels::backend::Backend;
 use moe_kernels::config::Scoring;
-use moe_kernels::cpu::CpuBuffer;
+use moe_kernels::cpu::{CpuBuffer, PackedExperts};
 use moe_kernels::memory::{Layout, Matrix, MatrixMut};
-use moe_kernels::ops::{ExpertShape, Layer, LayerInput, Output, Routing, Workspace};
-use moe_kernels::weights::{DenseExperts, RouterWeights};
+use moe_kernels::ops::{ExpertShape, Layer, LayerInput, LayerParts, Output, Routing, Workspace};
+use moe_kernels::weights::{DenseExperts, LayerWeights, RouterWeights};
 use moe_kernels::{Cpu, Error, MoeConfig, MoeLayer, Result};
 
 use crate::{ROOM, SHAPE, misaligned, ones, rows};
@@ -15,8 +15,10 @@ use crate::{ROOM, SHAPE, misaligned, ones, rows};
 #[test]
 fn layer_weights_of_other_shapes() {
     let config = MoeConfig::new(8, 16, 3, 2);
-    let new = |router, shape| MoeLayer::new(Cpu, config.clone(), router, ones(shape), &());
-    let router = |len| RouterWeights::<bf16>::F32(vec![0.0; len]);
+    let new = |router, shape| {
+        MoeLayer::new(Cpu, config.clone(), LayerWeights::new(router, ones(shape)), &())
+    };
+    let router = |len| RouterWeights::<bf16>::f32(vec![0.0; len]);
     new(router(24), SHAPE).unwrap();
     for (shape, given) in [
         (ExpertShape { num_experts: 4, ..SHAPE }, "[4, 8, 16]"),
@@ -31,7 +33,7 @@ fn layer_weights_of_other_shapes() {
         let given = format!("[{len}]");
         refused!(new(router(len), SHAPE), Error::Shape { .. }, "router weight", "[24]", given);
         refused!(
-            new(RouterWeights::Model(vec![bf16::ONE; len]), SHAPE),
+            new(RouterWeights::model(vec![bf16::ONE; len]), SHAPE),
             Error::Shape { .. },
             "router weight",
             "[24]",
@@ -170,18 +172,17 @@ fn layer_operands() {
 }
 
 #[test]
-fn layer_inputs_that_are_not_built_yet() {
+fn layer_inputs_that_nobody_would_read() {
     let mut fixture = Fixture::new();
     let fine = rows(4, 8);
-    for (extra, name) in [
-        (Extra::TokenIds, "token_ids"),
-        (Extra::SequenceOffsets, "sequence_offsets"),
-        (Extra::Mask, "mask"),
+    for (extra, name, supported) in [
+        (Extra::TokenIds, "token_ids", "hash table"),
+        (Extra::SequenceOffsets, "sequence_offsets", "capacity by sequence"),
+        (Extra::Mask, "mask", "hidden_states"),
     ] {
         let result = fixture.refuses(fine, fine, extra);
-        refused!(result, Error::Unsupported { .. }, name, "supported", "hidden_states", "routing");
+        refused!(result, Error::Unsupported { .. }, name, "supported", supported);
     }
-    // Nobody would read the router's input.
     let result = fixture.refuses(fine, fine, Extra::RouterInputAndRouting);
     refused!(result, Error::Unsupported { .. }, "router_input", "routing", "one of them");
 }
@@ -190,17 +191,18 @@ fn layer_inputs_that_are_not_built_yet() {
 #[test]
 fn prepared_weights_of_another_configuration() {
     let config = MoeConfig::new(8, 16, 3, 2);
-    let fine = Cpu.prepare_gate([3, 8], RouterWeights::Model(vec![bf16::ONE; 24]), &()).unwrap();
+    let fine = Cpu.prepare_gate([3, 8], RouterWeights::model(vec![bf16::ONE; 24]), &()).unwrap();
     let experts = Cpu.prepare(ones(SHAPE), &()).unwrap();
     let x = CpuBuffer::from(vec![bf16::ONE; ROOM]);
     let input = LayerInput::new(Matrix::new("x", &x, rows(4, 8)).unwrap());
     let mut workspace = Workspace::new(&Cpu, &config, 4).unwrap();
     let mut out = CpuBuffer::from(vec![bf16::ONE; ROOM]);
 
-    let gate = Cpu.prepare_gate([4, 8], RouterWeights::Model(vec![bf16::ONE; 32]), &()).unwrap();
+    let parts = |gate, experts| LayerParts::<Cpu, _, _, PackedExperts<bf16>>::new(gate, experts);
+    let gate = Cpu.prepare_gate([4, 8], RouterWeights::model(vec![bf16::ONE; 32]), &()).unwrap();
     let output = Output::overwrite(MatrixMut::new("out", &mut out, rows(4, 8)).unwrap());
     refused!(
-        Layer::new(&config, &input, &gate, &experts, output, &mut workspace),
+        Layer::new(&config, &input, &parts(gate, experts), output, &mut workspace),
         Error::Shape { .. },
         "gate",
         "[3, 8]",
@@ -210,7 +212,7 @@ fn prepared_weights_of_another_configuration() {
     let experts = Cpu.prepare(ones(wide), &()).unwrap();
     let output = Output::overwrite(MatrixMut::new("out", &mut out, rows(4, 8)).unwrap());
     refused!(
-        Layer::new(&config, &input, &fine, &experts, output, &mut workspace),
+        Layer::new(&config, &input, &parts(fine, experts), output, &mut workspace),
         Error::Shape { .. },
         "experts",
         "[3, 8, 16]",
@@ -228,7 +230,7 @@ fn a_workspace_of_another_configuration() {
         MoeConfig::new(8, 16, 3, 1),
         MoeConfig::new(8, 16, 3, 2),
     ];
-    configs[4].scoring = Scoring::Sigmoid;
+    configs[4].router.scoring = Scoring::Sigmoid;
     for config in configs {
         let mut workspace = Workspace::new(&Cpu, &config, 64).unwrap();
         let mut out = CpuBuffer::from(vec![bf16::POISON; 32]);

@@ -42,8 +42,7 @@ pub(crate) fn misaligned(n: usize) -> [(Layout, [&'static str; 2]); 2] {
     [(strided(n, 8, 12, 0), ["row stride", "12"]), (strided(n, 8, 16, 4), ["offset", "4"])]
 }
 
-pub(crate) const SHAPE: ExpertShape =
-    ExpertShape { num_experts: 3, hidden_size: 8, intermediate_size: 16 };
+pub(crate) const SHAPE: ExpertShape = ExpertShape::gated(3, 8, 16);
 
 pub(crate) const SWIGLU: Epilogue = Epilogue::Activation(ActivationFn::SwiGlu);
 

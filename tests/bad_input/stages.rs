@@ -18,7 +18,7 @@ use crate::{ROOM, SHAPE, SWIGLU, misaligned, ones, plan_of, rows, strided};
 fn a_gate_of_another_length() {
     for len in [0, 31, 33] {
         refused!(
-            Cpu.prepare_gate([4, 8], RouterWeights::<bf16>::F32(vec![0.0; len]), &()),
+            Cpu.prepare_gate([4, 8], RouterWeights::<bf16>::f32(vec![0.0; len]), &()),
             Error::Shape { .. },
             "router weight",
             "[32]",
@@ -40,7 +40,7 @@ fn router_operands() {
             topk_ids: MatrixMut::new("ids", &mut ids, outputs[1])?,
             topk_weights: MatrixMut::new("weights", &mut weights, outputs[2])?,
         };
-        let weights = RouterWeights::Model(vec![bf16::ONE; gate[0] * gate[1]]);
+        let weights = RouterWeights::model(vec![bf16::ONE; gate[0] * gate[1]]);
         let gate = Cpu.prepare_gate(gate, weights, &())?;
         let op =
             Router::<Cpu, bf16, _>::new(&config, Matrix::new("x", &x, x_layout)?, &gate, output)?;

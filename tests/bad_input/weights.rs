@@ -7,7 +7,7 @@ use half::bf16;
 use moe_kernels::backend::Backend;
 use moe_kernels::config::GateUpLayout;
 use moe_kernels::ops::ExpertShape;
-use moe_kernels::weights::{DenseExperts, ExpertMatrix, ExpertSource, RouterWeights};
+use moe_kernels::weights::{DenseExperts, ExpertMatrix, ExpertSource, LayerWeights, RouterWeights};
 use moe_kernels::{Cpu, Error, MoeConfig, MoeLayer, Result};
 
 use crate::{SHAPE, ones};
@@ -27,9 +27,9 @@ fn stacked_experts_of_other_lengths() {
     refused!(of(SHAPE, 384, 384), Error::Shape { .. }, "gate_up", "[768]", "[384]");
     refused!(of(SHAPE, 768, 0), Error::Shape { .. }, "down", "[384]", "[0]");
     for shape in [
-        ExpertShape { num_experts: 3, hidden_size: usize::MAX, intermediate_size: 16 },
-        ExpertShape { num_experts: usize::MAX, hidden_size: 8, intermediate_size: 16 },
-        ExpertShape { num_experts: 1 << 40, hidden_size: 1 << 12, intermediate_size: 1 << 12 },
+        ExpertShape::gated(3, usize::MAX, 16),
+        ExpertShape::gated(usize::MAX, 8, 16),
+        ExpertShape::gated(1 << 40, 1 << 12, 1 << 12),
     ] {
         refused!(of(shape, 768, 384), Error::Overflow { .. }, "overflow");
     }
@@ -87,8 +87,10 @@ fn sources_that_fail() {
         MoeLayer::new(
             Cpu,
             MoeConfig::new(8, 16, 3, 1),
-            RouterWeights::F32(vec![0.0; 24]),
-            DenseExperts::from_source(SHAPE, missing()).unwrap(),
+            LayerWeights::new(
+                RouterWeights::f32(vec![0.0; 24]),
+                DenseExperts::from_source(SHAPE, missing()).unwrap(),
+            ),
             &(),
         ),
         Error::MissingTensor { .. },
@@ -100,7 +102,7 @@ fn sources_that_fail() {
 #[test]
 fn experts_of_a_shape_that_overflows() {
     for hidden_size in [usize::MAX, 1 << 61] {
-        let huge = ExpertShape { num_experts: 1, hidden_size, intermediate_size: 16 };
+        let huge = ExpertShape::gated(1, hidden_size, 16);
         let source = Source(|_, _| Ok(vec![]));
         refused!(
             DenseExperts::from_source(huge, source),
@@ -117,7 +119,7 @@ fn experts_without_width() {
     for (hidden_size, intermediate_size, name) in
         [(8, 0, "intermediate_size"), (0, 8, "hidden_size")]
     {
-        let shape = ExpertShape { num_experts: 3, hidden_size, intermediate_size };
+        let shape = ExpertShape::gated(3, hidden_size, intermediate_size);
         refused!(
             DenseExperts::<bf16>::stacked(shape, GateUpLayout::GateFirst, vec![], vec![]),
             Error::Value { .. },

@@ -50,8 +50,8 @@ fn case(name: &str, [tokens, h, i, e, k]: Shape) -> Case {
 
 impl Case {
     fn rules(mut self, scoring: Scoring, renormalize: Renormalize) -> Self {
-        self.config.scoring = scoring;
-        self.config.renormalize = renormalize;
+        self.config.router.scoring = scoring;
+        self.config.router.renormalize = renormalize;
         self
     }
 
@@ -68,11 +68,7 @@ impl Case {
     }
 
     pub(crate) fn shape(&self) -> ExpertShape {
-        ExpertShape {
-            num_experts: self.config.num_experts,
-            hidden_size: self.config.hidden_size,
-            intermediate_size: self.config.intermediate_size,
-        }
+        ExpertShape::from(&self.config)
     }
 
     pub(crate) fn rng(&self) -> Rng {
@@ -82,7 +78,8 @@ impl Case {
 
 /// Regular, ragged and corner cases, each small enough for naive loops in f64.
 pub(crate) fn cases() -> Vec<Case> {
-    use Renormalize::{None as Raw, Sum};
+    use Renormalize::None as Raw;
+    const SUM: Renormalize = Renormalize::SUM;
     use Scoring::{Sigmoid, Softmax};
     vec![
         case("regular", [64, 64, 32, 8, 2]),
@@ -91,7 +88,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("one token", [1, 40, 24, 8, 2]),
         case("one token of all sizes 8", [1, 8, 8, 1, 1]),
         case("two tokens", [2, 8, 24, 5, 5]),
-        case("ragged", [31, 40, 24, 5, 3]).rules(Sigmoid, Sum),
+        case("ragged", [31, 40, 24, 5, 3]).rules(Sigmoid, SUM),
         case("ragged", [33, 24, 40, 16, 4]).rules(Sigmoid, Raw).loose(),
         case("ragged", [130, 72, 200, 40, 8]).loose(),
         // Past the CPU's blocks of 256 along K and its 512 columns.
@@ -102,7 +99,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("72 experts", [33, 200, 72, 72, 6]).loose(),
         case("128 experts", [130, 24, 24, 128, 8]),
         case("160 experts", [31, 72, 40, 160, 6]).rules(Softmax, Raw),
-        case("1024 experts, top 32", [3, 8, 8, 1024, 32]).rules(Sigmoid, Sum),
+        case("1024 experts, top 32", [3, 8, 8, 1024, 32]).rules(Sigmoid, SUM),
         case("all experts", [33, 24, 8, 16, 16]),
         case("all experts, unnormalised", [2, 8, 40, 32, 32]).rules(Sigmoid, Raw),
         case("top 32 of 40", [31, 24, 8, 40, 32]),
@@ -110,7 +107,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case("one taken by all", [130, 24, 40, 16, 2]).load(Load::OneHot).loose(),
         case("every other expert empty", [33, 24, 24, 16, 2]).load(Load::OddOnly),
         case("ties", [130, 8, 8, 16, 4]).values(Values::Grid),
-        case("ties", [33, 24, 8, 72, 7]).values(Values::Grid).rules(Sigmoid, Sum).loose(),
+        case("ties", [33, 24, 8, 72, 7]).values(Values::Grid).rules(Sigmoid, SUM).loose(),
         // More than one block of rows and of columns for one expert.
         case("long expert", [530, 264, 296, 2, 1]),
     ]
@@ -238,7 +235,7 @@ impl<T: Storage> Data<T> {
 
     /// `[E, 2I, H]`.
     pub(crate) fn gate_up(&self, shape: ExpertShape, layout: GateUpLayout) -> Vec<T> {
-        let ExpertShape { num_experts, hidden_size: h, intermediate_size: i } = shape;
+        let ExpertShape { num_experts, hidden_size: h, intermediate_size: i, .. } = shape;
         let mut gate_up = Vec::with_capacity(2 * self.gate.len());
         for expert in 0..num_experts {
             let gate = &self.gate[expert * i * h..][..i * h];
@@ -263,7 +260,7 @@ impl<T: Storage> Data<T> {
     }
 
     pub(crate) fn router_weights(&self) -> RouterWeights<T> {
-        RouterWeights::Model(self.router.clone())
+        RouterWeights::model(self.router.clone())
     }
 
     /// The true routing.

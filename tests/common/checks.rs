@@ -12,6 +12,7 @@ use moe_kernels::config::ModelConfig;
 use moe_kernels::cuda::driver::Driver;
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
 use moe_kernels::ops::{LayerInput, Output};
+use moe_kernels::weights::LayerWeights;
 use moe_kernels::{MoeConfig, MoeLayer};
 
 use super::*;
@@ -69,9 +70,9 @@ pub(crate) fn check_fixture<B: Backend>(on: &str, device: &Device<B>, name: &str
     let source = stored.layer(&model, number).unwrap();
     let config = source.config().clone();
     let MoeConfig { num_experts, top_k, .. } = config;
-    let (router, experts) = (source.router_weights().unwrap(), source.experts::<bf16>().unwrap());
-    let layer =
-        MoeLayer::new(device.backend.clone(), config, router, experts, &device.stream).unwrap();
+    let weights =
+        LayerWeights::new(source.router_weights().unwrap(), source.experts::<bf16>().unwrap());
+    let layer = MoeLayer::new(device.backend.clone(), config, weights, &device.stream).unwrap();
     let x: Vec<bf16> = stored.tensor("fixture.hidden_states", "").unwrap().read().unwrap();
     let mut workspace = layer.workspace(x.len() / layer.config().hidden_size).unwrap();
     let out = forward(device, &layer, &Call::new(&x), &mut workspace);

@@ -5,7 +5,7 @@ use moe_kernels::backend::Backend;
 use moe_kernels::config::{GateUpLayout, MoeConfig};
 use moe_kernels::memory::{Matrix, MatrixMut};
 use moe_kernels::ops::{LayerInput, Output, Routing, Workspace};
-use moe_kernels::weights::DenseExperts;
+use moe_kernels::weights::{DenseExperts, LayerWeights};
 
 use super::{Bits, Case, Data, Device, Pad, Placed, Storage, TIGHT, reference, round, wide};
 
@@ -19,8 +19,7 @@ pub(crate) fn layer<B: Backend, T: Storage>(
     MoeLayer::new(
         device.backend.clone(),
         case.config.clone(),
-        data.router_weights(),
-        data.dense(case.shape(), GateUpLayout::GateFirst),
+        LayerWeights::new(data.router_weights(), data.dense(case.shape(), GateUpLayout::GateFirst)),
         &device.stream,
     )
     .unwrap()

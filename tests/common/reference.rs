@@ -50,7 +50,7 @@ pub(crate) fn select(logits: &[f64], top_k: usize) -> Vec<i32> {
 
 /// The weights of one token's chosen experts.
 pub(crate) fn weights(config: &MoeConfig, logits: &[f64], ids: &[i32]) -> Vec<f64> {
-    let scores: Vec<f64> = match config.scoring {
+    let scores: Vec<f64> = match config.router.scoring {
         Scoring::Softmax => {
             let mut greatest = f64::NEG_INFINITY;
             for &logit in logits {
@@ -66,9 +66,9 @@ pub(crate) fn weights(config: &MoeConfig, logits: &[f64], ids: &[i32]) -> Vec<f6
         ref other => panic!("the oracle does not know {other:?}"),
     };
     let chosen: Vec<f64> = ids.iter().map(|&id| scores[id as usize]).collect();
-    match config.renormalize {
+    match config.router.renormalize {
         Renormalize::None => chosen,
-        Renormalize::Sum => {
+        Renormalize::SUM => {
             let sum: f64 = chosen.iter().sum();
             chosen.iter().map(|score| score / sum).collect()
         }
@@ -228,7 +228,7 @@ pub(crate) fn layer(
     let rows = permute(x, &plan, h);
     let gate = grouped_gemm(&rows, &plan, &experts.gate, h, i, &exact);
     let up = grouped_gemm(&rows, &plan, &experts.up, h, i, &exact);
-    let activated = activation(config.activation, &gate, &up, store);
+    let activated = activation(config.experts.activation, &gate, &up, store);
     let rows = grouped_gemm(&activated, &plan, &experts.down, i, h, store);
     combine(&rows, weights, &plan, h, k, before, store)
 }

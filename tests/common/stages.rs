@@ -75,8 +75,8 @@ pub(crate) fn run_router_for<B: Backend, T: Storage>(
         topk_weights: MatrixMut::new("weights", &mut weights_buffer, weights.layout).unwrap(),
     };
     let weights_of_gate = match gate.1 {
-        Gate::F32(gate) => RouterWeights::F32(gate),
-        Gate::Model => RouterWeights::Model(gate.0.to_vec()),
+        Gate::F32(gate) => RouterWeights::f32(gate),
+        Gate::Model => RouterWeights::model(gate.0.to_vec()),
     };
     let gate = device.backend.prepare_gate([e, h], weights_of_gate, &device.stream).unwrap();
     let x = Matrix::new("x", &x_buffer, x.layout).unwrap();

@@ -71,7 +71,7 @@ impl<T: Storage> Inputs<T> {
         };
         let (gate, up, down) = (weights(), weights(), weights());
         let plan = reference::plan(&ids, 1, e, None);
-        let shape = ExpertShape { num_experts: e, hidden_size: h, intermediate_size: i };
+        let shape = ExpertShape::gated(e, h, i);
         Self { shape, poisoned, ids, plan, data: Data { x, router: vec![], gate, up, down } }
     }
 

@@ -17,7 +17,7 @@ fn there_and_back(device: &Emulated, config: &MoeConfig, x: &[bf16], gate: &[bf1
     let MoeConfig { hidden_size: h, num_experts: e, top_k: k, .. } = *config;
     let tokens = x.len() / h;
     let (backend, stream) = (&device.backend, &device.stream);
-    let weights = moe_kernels::weights::RouterWeights::Model(gate.to_vec());
+    let weights = moe_kernels::weights::RouterWeights::model(gate.to_vec());
     let gate = backend.prepare_gate([e, h], weights, stream).unwrap();
     let mut hidden = device.put(x);
     let mut logits = backend.allocate::<f32>("logits", tokens * e).unwrap();

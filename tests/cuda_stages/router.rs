@@ -114,9 +114,9 @@ fn a_tokens_logits_do_not_depend_on_the_batch() {
 fn every_number_of_experts() {
     let h = 8;
     let rules = [
-        (Scoring::Softmax, Renormalize::Sum),
+        (Scoring::Softmax, Renormalize::SUM),
         (Scoring::Softmax, Renormalize::None),
-        (Scoring::Sigmoid, Renormalize::Sum),
+        (Scoring::Sigmoid, Renormalize::SUM),
         (Scoring::Sigmoid, Renormalize::None),
     ];
     for experts in [1, 2, 5, 32, 33, 40, 60, 64, 65, 72, 128, 144, 160, 257, 384, 512, 896, 1024] {
@@ -131,7 +131,7 @@ fn every_number_of_experts() {
                         continue;
                     }
                     let mut config = MoeConfig::new(h, 8, experts, top_k);
-                    (config.scoring, config.renormalize) = (scoring, renormalize);
+                    (config.router.scoring, config.router.renormalize) = (scoring, renormalize);
                     let what = format!("E {experts}, K {top_k}, {scoring:?} {renormalize:?}");
                     let gate = if top_k % 2 == 0 { &random } else { &coarse };
                     let given = run_router(device, &config, &x, (gate, Gate::Model), LOOSE);
@@ -185,9 +185,9 @@ fn faulty_logits<T: Storage>(e: usize) {
     let mut turn = e;
     for k in [1, 2, e.min(32)] {
         for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
-            for renormalize in [Renormalize::None, Renormalize::Sum] {
+            for renormalize in [Renormalize::None, Renormalize::SUM] {
                 let mut config = MoeConfig::new(h, 8, e, k);
-                (config.scoring, config.renormalize) = (scoring, renormalize);
+                (config.router.scoring, config.router.renormalize) = (scoring, renormalize);
                 let what = format!("{} E {e} K {k} {scoring:?} {renormalize:?}", T::NAME);
                 let truth = reference::route(&config, logits.clone());
                 turn += 1;
@@ -264,15 +264,15 @@ fn great_logits() {
     let mut negative = rng.full::<bf16>(e * h, 0.2);
     negative.chunks_mut(h).for_each(|gate| gate[0] = bf16::from_f32(-90.0));
     on_every_device(|device| {
-        for renormalize in [Renormalize::None, Renormalize::Sum] {
+        for renormalize in [Renormalize::None, Renormalize::SUM] {
             let mut config = MoeConfig::new(h, 8, e, k);
-            config.renormalize = renormalize;
+            config.router.renormalize = renormalize;
             let given = run_router(device, &config, &x, (&gate, Gate::Model), TIGHT);
             let truth = reference::route(&config, reference::logits(&wide(&x), &wide(&gate), h, e));
             check_router("great", &config, &given, &truth);
         }
         let mut config = MoeConfig::new(h, 8, e, k);
-        config.scoring = Scoring::Sigmoid;
+        config.router.scoring = Scoring::Sigmoid;
         let given = run_router(device, &config, &ones, (&negative, Gate::Model), TIGHT);
         let own = reference::route(&config, wide(&given.logits));
         assert_exact("ids", &given.ids, &own.ids, k);
@@ -406,7 +406,7 @@ fn logits_of_any_bits_are_ranked_as_documented() {
 #[test]
 fn f32_tokens_are_refused() {
     let Some(device) = emulated(Profile::sm_90(), Path::Auto, Options::checked(0)) else { return };
-    let weights = RouterWeights::<f32>::Model(vec![0.0; 32]);
+    let weights = RouterWeights::<f32>::model(vec![0.0; 32]);
     let refused = device.backend.prepare_gate::<f32>([4, 8], weights, &device.stream);
     refused!(refused, Error::Unsupported { .. }, "router in f32", "bf16, f16");
 }

@@ -38,8 +38,8 @@ impl<D: Driver, T: Float> Launch<'_, D, T> {
     }
 }
 
-pub(super) fn activation_params(function: ActivationFn) -> ActivationParams {
-    match function {
+pub(super) fn activation_params(function: ActivationFn) -> Result<ActivationParams> {
+    Ok(match function {
         ActivationFn::SwiGlu => ActivationParams {
             alpha: 1.0,
             cubic: 0.0,
@@ -48,7 +48,8 @@ pub(super) fn activation_params(function: ActivationFn) -> ActivationParams {
             up_min: f32::NEG_INFINITY,
             up_max: f32::INFINITY,
         },
-    }
+        _ => return Err(super::not_yet("this activation")),
+    })
 }
 
 pub(super) fn run<D: Driver + 'static, T: Float>(
@@ -57,7 +58,10 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
     stream: &CudaStream<D>,
 ) -> Result<()> {
     let dtype = float16::<T>("grouped GEMM")?;
-    let GroupedGemm { x, gather, plan, experts, projection, epilogue, out } = op;
+    let GroupedGemm { x, gather, plan, experts, projection, epilogue, out, row_weights } = op;
+    if row_weights.is_some() || !experts.shape().gated {
+        return Err(super::not_yet("row weights, or experts without a gate"));
+    }
     let shape = experts.shape();
     let (weights, columns, depth) = match projection {
         Projection::GateUp => (&experts.gate_up, shape.intermediate_size, shape.hidden_size),
@@ -93,7 +97,7 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         out_stride: out_layout.row_stride as u64,
         weights: weights.place,
         weight_maps: 0,
-        activation: activation_params(function),
+        activation: activation_params(function)?,
         num_experts: shape.num_experts as u32,
         columns: columns as u32,
         depth: depth as u32,
