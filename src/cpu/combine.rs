@@ -43,13 +43,13 @@ pub(super) fn run<T: Float>(op: Combine<'_, Cpu, T>) {
             if write == Write::Accumulate && !always && routed.peek().is_none() {
                 return;
             }
-            sum.fill(0.0);
+            match write {
+                Write::Accumulate => T::widen(out, sum),
+                Write::Overwrite => sum.fill(0.0),
+            }
             for (k, values) in routed {
                 let weight = topk_weights.map_or(1.0, |weights| row(weights, token)[k]);
-                add(sum, weight, values, wide);
-            }
-            if scale != 1.0 {
-                sum.iter_mut().for_each(|sum| *sum *= scale);
+                add(sum, weight * scale, values, wide);
             }
             if let Some(shared) = &shared {
                 let weight = shared.weights.map_or(1.0, |weights| row(weights, token)[0]);
@@ -57,9 +57,6 @@ pub(super) fn run<T: Float>(op: Combine<'_, Cpu, T>) {
             }
             if let Some(bias) = bias {
                 sum.iter_mut().zip(&**bias).for_each(|(sum, bias)| *sum += bias);
-            }
-            if write == Write::Accumulate {
-                add(sum, 1.0, out, wide);
             }
             T::narrow(sum, out);
         },

@@ -67,14 +67,15 @@ pub(crate) struct ZeroExperts<'a, M: Memory, T: Float> {
 /// Each token's expert rows, weighted and summed, with what else is part of its output:
 ///
 /// ```text
-/// out[t] (+)= scale * sum_k topk_weights[t,k] * (rows[row_of_assignment[t * K + k]], or x[t] where
-///                                                ids[t,k] is an expert without weights)
-///           + shared.scale * shared.weights[t] * shared.rows[t]
-///           + bias
+/// out[t] = [out[t]]
+///        + sum_k scale * topk_weights[t,k] * (rows[row_of_assignment[t * K + k]], or x[t] where ids[t,k] is
+///                                             an expert without weights)
+///        + shared.scale * shared.weights[t] * shared.rows[t]
+///        + bias
 /// ```
 ///
-/// in f32 and in the order of k, over the assignments that have a row, rounded once. A token without
-/// any term gets zeros, or keeps its bits when accumulating.
+/// in f32 and in this order, over the assignments that have a row, rounded once. A token without any
+/// term gets zeros, or keeps its bits when accumulating.
 #[derive(Debug)]
 pub struct Combine<'a, M: Memory, T: Float> {
     pub(crate) rows: Matrix<'a, M, T>,
