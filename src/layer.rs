@@ -57,7 +57,7 @@ impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
                         None => None,
                         Some(gate) => {
                             let shape = [1, config.hidden_size];
-                            Some(backend.prepare_gate(shape, RouterWeights::model(gate), stream)?)
+                            Some(backend.prepare_gate(shape, RouterWeights::new(gate), stream)?)
                         }
                     },
                     experts: match shared.experts {

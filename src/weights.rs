@@ -360,11 +360,11 @@ impl<T: Float, F: Fn(usize, ExpertMatrix) + Send + Sync> ExpertSource<T> for Ins
 
 /// An expert that every token visits, as [`SharedExpert`](crate::config::SharedExpert) says.
 #[derive(Debug)]
-pub struct SharedWeights<X, T> {
+pub struct SharedWeights<X, T: Float> {
     /// One expert `[1, H, I]`.
     pub experts: X,
     /// `[1, H]`: with a sigmoid gate.
-    pub gate: Option<Vec<T>>,
+    pub gate: Option<RouterMatrix<T>>,
 }
 
 /// All weights of a layer. Start from [`LayerWeights::new`] and set what the configuration adds.

@@ -8,7 +8,7 @@ use moe_kernels::checkpoint::{Checkpoint, CheckpointLayer, StoredTensor};
 use moe_kernels::config::{ModelConfig, MoeConfig};
 use moe_kernels::element::Float;
 use moe_kernels::ops::ExpertShape;
-use moe_kernels::weights::{DenseExperts, RouterWeights};
+use moe_kernels::weights::{DenseExperts, LayerWeights};
 use serde_json::Value;
 
 use crate::args::Args;
@@ -21,6 +21,7 @@ const DEFAULT_FIXTURE: &str =
 const DEFAULT_TOKENS: usize = 64;
 
 const STORED_TOKENS: &str = "fixture.hidden_states";
+const STORED_IDS: &str = "fixture.input_ids";
 
 pub enum Source {
     Stored { checkpoint: Checkpoint, family: &'static str, layer: CheckpointLayer },
@@ -56,7 +57,8 @@ impl Source {
             Some(layer) => layer,
             None => *checkpoint.moe_layers(model.family).first().ok_or_else(|| {
                 let names = &model.family.tensors;
-                let router = format!("{}{}", names.block, names.router).replace("{layer}", "N");
+                let router = format!("{}{}", names.blocks[0], names.router.weight);
+                let router = router.replace("{layer}", "N");
                 anyhow!(
                     "{}: no layer N has a tensor \"{router}\" (family {family})",
                     path.display()
@@ -147,26 +149,37 @@ impl Source {
         }
     }
 
+    /// Vocabulary ids of the tokens, where the file stores any.
+    pub fn token_ids(&self) -> Result<Option<Vec<u32>>> {
+        let Self::Stored { checkpoint, .. } = self else { return Ok(None) };
+        if !checkpoint.contains(STORED_IDS) {
+            return Ok(None);
+        }
+        let ids = checkpoint.tensor(STORED_IDS, "the tokens' ids")?.read_f64()?;
+        Ok(Some(ids.into_iter().map(|id| id as u32).collect()))
+    }
+
     /// The weights; the experts' are read, and the progress shown, when the backend asks.
-    pub fn weights<T: Float>(&self) -> Result<(RouterWeights<T>, DenseExperts<T>)> {
+    pub fn weights<T: Float>(&self) -> Result<LayerWeights<DenseExperts<T>>> {
         let config = self.config();
-        let (verb, router, experts) = match self {
-            Self::Stored { layer, .. } => ("loading", layer.router_weights()?, layer.experts()?),
+        let (verb, mut weights) = match self {
+            Self::Stored { layer, .. } => ("loading", layer.weights()?),
             Self::Named { .. } => {
                 let experts = synthetic::Experts(ExpertShape::from(config));
                 let experts = DenseExperts::from_source(ExpertShape::from(config), experts)?;
-                ("making", synthetic::router(config), experts)
+                ("making", LayerWeights::new(synthetic::router(config), experts))
             }
         };
-        let matrices = 3 * config.num_experts as u64;
+        let of_each = if config.experts.activation.is_gated() { 3 } else { 2 };
+        let matrices = of_each * config.num_experts as u64;
         let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {elapsed} ({eta})")?;
         let bar = ProgressBar::new(matrices).with_style(style).with_message(verb);
-        let experts = experts.inspect(move |_, _| {
+        weights.experts = weights.experts.inspect(move |_, _| {
             bar.inc(1);
             if bar.position() == matrices {
                 bar.finish_and_clear();
             }
         });
-        Ok((router, experts))
+        Ok(weights)
     }
 }

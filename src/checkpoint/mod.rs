@@ -4,8 +4,10 @@
 //! `model.safetensors` or the shards that `model.safetensors.index.json` lists. Only the shards
 //! that hold the layer's tensors are opened, and only the tensors that are read are paged in.
 
+mod experts;
 mod layer;
 mod tensor;
+mod view;
 
 pub use layer::CheckpointLayer;
 pub use tensor::StoredTensor;
@@ -154,16 +156,24 @@ impl Checkpoint {
         StoredTensor::find(mapped, name).ok_or_else(missing)
     }
 
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
     /// The layers that hold a router of `family`, in ascending order.
     pub fn moe_layers(&self, family: &Family) -> Vec<usize> {
-        let tensor = format!("{}{}", family.tensors.block, family.tensors.router);
-        let Some((prefix, suffix)) = tensor.split_once("{layer}") else { return Vec::new() };
-        let mut layers: Vec<usize> = self
-            .names()
-            .filter_map(|name| name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok())
-            .collect();
-        layers.sort_unstable();
-        layers
+        let names = &family.tensors;
+        let mut layers = BTreeSet::new();
+        for block in names.blocks {
+            let tensor = format!("{block}{}", names.router.weight);
+            let Some((prefix, suffix)) = tensor.split_once("{layer}") else { continue };
+            let number = |name: &str| -> Option<usize> {
+                name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok()
+            };
+            layers.extend(self.names().filter_map(number));
+        }
+        layers.into_iter().collect()
     }
 
     /// The MoE layer `layer` of a model, with every shape and type checked; nothing is read yet.

@@ -132,11 +132,41 @@ impl StoredTensor {
     /// [`Error::DType`] for other tensors, [`Error::Value`] for a finite value that would become
     /// infinite, [`Error::OutOfMemory`].
     pub fn read<T: Float>(&self) -> Result<Vec<T>> {
+        self.read_at(self.shape().iter().product(), |index| index)
+    }
+
+    /// `len` elements, of which number `i` is the tensor's number `place(i)`; as [`StoredTensor::read`].
+    pub(super) fn read_at<T: Float>(
+        &self,
+        len: usize,
+        place: impl Fn(usize) -> usize,
+    ) -> Result<Vec<T>> {
         match self.entry.dtype {
-            Dtype::F32 => self.round(f32::from_le_bytes),
-            Dtype::BF16 => self.round(|bytes| Float::to_f32(bf16::from_le_bytes(bytes))),
-            Dtype::F16 => self.round(|bytes| f16::from_le_bytes(bytes).to_f32()),
+            Dtype::F32 => self.round(len, place, f32::from_le_bytes),
+            Dtype::BF16 => {
+                self.round(len, place, |bytes| Float::to_f32(bf16::from_le_bytes(bytes)))
+            }
+            Dtype::F16 => self.round(len, place, |bytes| f16::from_le_bytes(bytes).to_f32()),
             _ => Err(self.wrong_dtype("F32, BF16 or F16")),
+        }
+    }
+
+    /// The elements of a tensor of whole numbers.
+    ///
+    /// # Errors
+    /// [`Error::DType`], [`Error::Value`] for a number that 32 bits do not hold.
+    pub(super) fn read_i32(&self) -> Result<Vec<i32>> {
+        match self.entry.dtype {
+            Dtype::I32 => self.decode(i32::from_le_bytes),
+            Dtype::I64 => {
+                let wide = self.decode(i64::from_le_bytes)?;
+                let narrow = |value: i64| {
+                    let expected = "a number of 32 bits";
+                    i32::try_from(value).map_err(|_| Error::value(&self.name, value, expected))
+                };
+                wide.into_iter().map(narrow).collect()
+            }
+            _ => Err(self.wrong_dtype("I32 or I64")),
         }
     }
 
@@ -167,17 +197,25 @@ impl StoredTensor {
         Ok(decoded)
     }
 
-    fn round<const N: usize, T: Float>(&self, element: impl Fn([u8; N]) -> f32) -> Result<Vec<T>> {
+    fn round<const N: usize, T: Float>(
+        &self,
+        len: usize,
+        place: impl Fn(usize) -> usize,
+        element: impl Fn([u8; N]) -> f32,
+    ) -> Result<Vec<T>> {
+        let elements = self.elements::<N>();
         let overflow = |wide: f32| wide.is_finite() && !T::from_f32(wide).to_f32().is_finite();
+        let values = || (0..len).map(|index| element(elements[place(index)]));
         // Only these types have a smaller range than f32 and, for f16, than bf16.
         if T::DTYPE != DType::F32 && !self.is(T::DTYPE) {
-            let mut values = self.elements::<N>().iter().map(|&bytes| element(bytes));
-            if let Some(value) = values.find(|&value| overflow(value)) {
+            if let Some(value) = values().find(|&value| overflow(value)) {
                 let expected = format!("a value in the range of {}", T::DTYPE);
                 return Err(Error::value(&self.name, value, expected));
             }
         }
-        self.decode(|bytes| T::from_f32(element(bytes)))
+        let mut rounded = vec_with_room(&self.name, len)?;
+        rounded.extend(values().map(T::from_f32));
+        Ok(rounded)
     }
 
     fn wrong_dtype(&self, expected: &str) -> Error {

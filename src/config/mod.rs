@@ -3,13 +3,19 @@
 mod experts;
 mod families;
 mod hf;
+mod layers;
 mod router;
 
 pub use experts::{
     ActivationFn, ExpertsConfig, GateUpLayout, SharedCombine, SharedExpert, WeightOn,
 };
-pub use families::{ExpertNames, FAMILIES, Family, TensorNames};
+#[cfg(feature = "checkpoint")]
+pub(crate) use families::hashed;
+pub use families::{
+    ExpertNames, FAMILIES, Family, MlpNames, RouterNames, SharedNames, TensorNames,
+};
 pub use hf::ModelConfig;
+use layers::Layers;
 pub use router::{
     Capacity, ExpertGroups, GroupFill, GroupScore, MAX_GROUPS, Renormalize, RouterConfig, Scoring,
     Selection,
