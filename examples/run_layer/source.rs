@@ -8,7 +8,7 @@ use moe_kernels::checkpoint::{Checkpoint, CheckpointLayer, StoredTensor};
 use moe_kernels::config::{ModelConfig, MoeConfig};
 use moe_kernels::element::Float;
 use moe_kernels::ops::ExpertShape;
-use moe_kernels::weights::{DenseExperts, LayerWeights};
+use moe_kernels::weights::{DenseExperts, LayerWeights, QuantFormat, QuantisedExperts};
 use serde_json::Value;
 
 use crate::args::Args;
@@ -159,7 +159,16 @@ impl Source {
         Ok(Some(ids.into_iter().map(|id| id as u32).collect()))
     }
 
-    /// The weights; the experts' are read, and the progress shown, when the backend asks.
+    /// How the routed experts are quantised; `None` where they are not.
+    pub fn quantisation(&self) -> Option<QuantFormat> {
+        match self {
+            Self::Stored { layer, .. } => layer.quantisation(),
+            Self::Named { .. } => None,
+        }
+    }
+
+    /// The weights of a layer that is not quantised; the experts' are read, and the progress shown, when
+    /// the backend asks.
     pub fn weights<T: Float>(&self) -> Result<LayerWeights<DenseExperts<T>>> {
         let config = self.config();
         let (verb, mut weights) = match self {
@@ -170,16 +179,32 @@ impl Source {
                 ("making", LayerWeights::new(synthetic::router(config), experts))
             }
         };
+        let progress = self.progress(verb)?;
+        weights.experts = weights.experts.inspect(move |_, _| progress());
+        Ok(weights)
+    }
+
+    /// The same of a layer whose experts are quantised.
+    pub fn quantised_weights<T: Float>(&self) -> Result<LayerWeights<QuantisedExperts<T>>> {
+        let Self::Stored { layer, .. } = self else { bail!("named models are not quantised") };
+        let mut weights = layer.quantised_weights()?;
+        let progress = self.progress("loading")?;
+        weights.experts = weights.experts.inspect(move |_, _| progress());
+        Ok(weights)
+    }
+
+    /// A bar that each call moves on by one of the experts' matrices.
+    fn progress(&self, verb: &'static str) -> Result<impl Fn() + Send + Sync + 'static> {
+        let config = self.config();
         let of_each = if config.experts.activation.is_gated() { 3 } else { 2 };
         let matrices = of_each * config.num_experts as u64;
         let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {elapsed} ({eta})")?;
         let bar = ProgressBar::new(matrices).with_style(style).with_message(verb);
-        weights.experts = weights.experts.inspect(move |_, _| {
+        Ok(move || {
             bar.inc(1);
             if bar.position() == matrices {
                 bar.finish_and_clear();
             }
-        });
-        Ok(weights)
+        })
     }
 }

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use safetensors::tensor::Dtype;
+
 use crate::config::{
     ExpertNames, MlpNames, ModelConfig, MoeConfig, SharedCombine, SharedNames, TensorNames, hashed,
 };
@@ -10,11 +12,12 @@ use crate::element::Float;
 use crate::error::{Error, Result};
 use crate::ops::ExpertShape;
 use crate::weights::{
-    DenseExperts, ExpertBiases, ExpertMatrix, ExpertSource, LayerWeights, RouterMatrix,
-    RouterWeights, SharedFormat, SharedWeights,
+    DenseExperts, ExpertBiases, ExpertMatrix, ExpertSource, ExpertWeights, LayerWeights,
+    QuantFormat, QuantisedExperts, RouterMatrix, RouterWeights, SharedFormat, SharedWeights,
 };
 
 use super::experts::{Biases, Views};
+use super::quantised::{QuantViews, check_method};
 use super::{Checkpoint, StoredTensor};
 
 /// A MoE layer in a checkpoint: every tensor is there, with the right shape and type.
@@ -22,7 +25,7 @@ use super::{Checkpoint, StoredTensor};
 pub struct CheckpointLayer {
     config: MoeConfig,
     router: RouterTensors,
-    experts: Views,
+    experts: StoredExperts,
     biases: Option<Biases>,
     shared: Option<SharedTensors>,
     latent: Option<Views>,
@@ -42,7 +45,45 @@ struct RouterTensors {
 #[derive(Debug)]
 struct SharedTensors {
     gate: Option<StoredTensor>,
-    experts: Views,
+    experts: StoredExperts,
+}
+
+/// Experts' matrices, as numbers or quantised.
+#[derive(Debug)]
+enum StoredExperts {
+    Dense(Views),
+    Quantised(QuantViews),
+}
+
+impl StoredExperts {
+    fn num_matrices(&self) -> usize {
+        match self {
+            Self::Dense(views) => views.num_matrices(),
+            Self::Quantised(views) => views.num_matrices(),
+        }
+    }
+
+    fn dense<T: Float>(&self, shape: ExpertShape) -> Result<DenseExperts<T>> {
+        match self {
+            Self::Dense(views) => DenseExperts::from_source(shape, views.clone()),
+            Self::Quantised(views) => Err(Error::Unsupported {
+                what: format!("experts in {} as dense weights", views.format),
+                supported: "CheckpointLayer::quantised_weights".to_owned(),
+            }),
+        }
+    }
+
+    fn quantised<T: Float>(&self, shape: ExpertShape) -> Result<QuantisedExperts<T>> {
+        match self {
+            Self::Quantised(views) => {
+                QuantisedExperts::from_source(views.format, shape, views.clone())
+            }
+            Self::Dense(_) => Err(Error::Unsupported {
+                what: "experts of floating-point numbers as quantised weights".to_owned(),
+                supported: "CheckpointLayer::weights".to_owned(),
+            }),
+        }
+    }
 }
 
 /// Finds tensors, and remembers which.
@@ -76,7 +117,25 @@ impl Finder<'_> {
         Ok(tensor)
     }
 
-    /// The same where `is_there` says so. `[1, n]` will do for `[n]`.
+    /// A tensor of one of these types.
+    pub(super) fn of_type(
+        &mut self,
+        name: &str,
+        what: &str,
+        dims: &[usize],
+        dtypes: &[Dtype],
+    ) -> Result<StoredTensor> {
+        let tensor = self.tensor(name, what, &[dims])?;
+        tensor.expect_dtype(dtypes)?;
+        Ok(tensor)
+    }
+
+    /// A tensor that is there, not yet said to be read.
+    pub(super) fn peek(&self, name: &str) -> Result<StoredTensor> {
+        self.checkpoint.tensor(&format!("{}{name}", self.block), "a tensor that is there")
+    }
+
+    /// A tensor of floating-point numbers where `is_there` says so. `[1, n]` will do for `[n]`.
     fn vector(
         &mut self,
         name: &str,
@@ -96,6 +155,7 @@ impl Finder<'_> {
 impl CheckpointLayer {
     pub(super) fn find(checkpoint: &Checkpoint, model: &ModelConfig, layer: usize) -> Result<Self> {
         let mut config = model.layer(layer)?;
+        check_method(model)?;
         let family = model.family;
         let names = &family.tensors;
         let block = block_of(checkpoint, names, layer);
@@ -130,7 +190,7 @@ impl CheckpointLayer {
             (Some(width), Some([up, down])) => {
                 let shape = ExpertShape::ungated(1, hidden_size, width);
                 let mlp = MlpNames::Split { gate: "", up, down };
-                Some(find_shared(&mut find, SharedNames { gate: "", mlp }, shape)?)
+                Some(Views::of_one(&mut find, mlp, shape)?)
             }
             _ => None,
         };
@@ -183,28 +243,61 @@ impl CheckpointLayer {
     /// # Errors
     /// As [`DenseExperts::from_source`], and of reading biases.
     pub fn experts<T: Float>(&self) -> Result<DenseExperts<T>> {
-        let experts =
-            DenseExperts::from_source(ExpertShape::from(&self.config), self.experts.clone())?;
+        let experts = self.experts.dense(ExpertShape::from(&self.config))?;
         match &self.biases {
             None => Ok(experts),
             Some(biases) => experts.with_biases(biases.read()?),
         }
     }
 
-    /// All weights.
+    /// How the routed experts are quantised; `None` where they are not.
+    pub fn quantisation(&self) -> Option<QuantFormat> {
+        match &self.experts {
+            StoredExperts::Dense(_) => None,
+            StoredExperts::Quantised(views) => Some(views.format),
+        }
+    }
+
+    /// All weights of a layer that is not quantised.
     ///
     /// # Errors
-    /// As [`StoredTensor::read`] and [`DenseExperts::from_source`].
+    /// As [`StoredTensor::read`] and [`DenseExperts::from_source`]; [`Error::Unsupported`] for quantised
+    /// experts.
     pub fn weights<T: Float>(&self) -> Result<LayerWeights<DenseExperts<T>>> {
+        self.with_experts(self.experts()?, |shared, shape| {
+            shared.dense(shape).map(SharedFormat::Same)
+        })
+    }
+
+    /// All weights of a layer whose routed experts are quantised.
+    ///
+    /// # Errors
+    /// As [`StoredTensor::read`] and [`QuantisedExperts::from_source`]; [`Error::Unsupported`] for experts
+    /// that are not quantised.
+    pub fn quantised_weights<T: Float>(&self) -> Result<LayerWeights<QuantisedExperts<T>>> {
+        let experts = self.experts.quantised(ExpertShape::from(&self.config))?;
+        let experts = match &self.biases {
+            None => experts,
+            Some(biases) => experts.with_biases(biases.read()?)?,
+        };
+        self.with_experts(experts, |shared, shape| match shared {
+            StoredExperts::Dense(_) => shared.dense(shape).map(SharedFormat::Dense),
+            StoredExperts::Quantised(_) => shared.quantised(shape).map(SharedFormat::Same),
+        })
+    }
+
+    fn with_experts<W: ExpertWeights>(
+        &self,
+        experts: W,
+        shared_experts: impl FnOnce(&StoredExperts, ExpertShape) -> Result<SharedFormat<W>>,
+    ) -> Result<LayerWeights<W>> {
         let MoeConfig { hidden_size, experts: rules, .. } = &self.config;
-        let mut weights = LayerWeights::new(self.router_weights()?, self.experts()?);
+        let mut weights = LayerWeights::new(self.router_weights()?, experts);
         if let (Some(shared), Some(rule)) = (&self.shared, rules.shared) {
             let gated = rule.activation.is_gated();
             let shape = ExpertShape::gated(1, *hidden_size, rule.intermediate_size);
-            let source = shared.experts.clone();
-            let experts = DenseExperts::from_source(ExpertShape { gated, ..shape }, source)?;
             weights.shared = Some(SharedWeights {
-                experts: SharedFormat::Same(experts),
+                experts: shared_experts(&shared.experts, ExpertShape { gated, ..shape })?,
                 gate: shared.gate.as_ref().map(matrix).transpose()?,
             });
         }
@@ -284,7 +377,7 @@ fn find_experts(
     names: &TensorNames,
     shape: ExpertShape,
     has_biases: bool,
-) -> Result<(Views, Option<Biases>)> {
+) -> Result<(StoredExperts, Option<Biases>)> {
     let is_there = |names: &&ExpertNames| {
         let first = match names {
             ExpertNames::PerExpert { up, .. } => up.replace("{expert}", "0"),
@@ -293,19 +386,29 @@ fn find_experts(
             }
             ExpertNames::Stacked { up, .. } | ExpertNames::Flat { up, .. } => (*up).to_owned(),
         };
-        find.contains(&first)
+        ["", "_packed", "_blocks"].iter().any(|suffix| find.contains(&format!("{first}{suffix}")))
     };
     let names = names.experts.iter().find(is_there).unwrap_or(&names.experts[0]);
-    let views = Views::of_experts(find, names, shape)?;
+    let experts = match QuantViews::of_experts(find, names, shape)? {
+        Some(views) => StoredExperts::Quantised(views),
+        None => StoredExperts::Dense(Views::of_experts(find, names, shape)?),
+    };
     let biases = match has_biases {
         false => None,
         true => Some(Biases::find(find, names, shape)?),
     };
-    Ok((views, biases))
+    Ok((experts, biases))
 }
 
-fn find_shared(find: &mut Finder<'_>, names: SharedNames, shape: ExpertShape) -> Result<Views> {
-    Views::of_one(find, names.mlp, shape)
+fn find_shared(
+    find: &mut Finder<'_>,
+    names: SharedNames,
+    shape: ExpertShape,
+) -> Result<StoredExperts> {
+    Ok(match QuantViews::of_one(find, names.mlp, shape)? {
+        Some(views) => StoredExperts::Quantised(views),
+        None => StoredExperts::Dense(Views::of_one(find, names.mlp, shape)?),
+    })
 }
 
 /// A tensor that nobody reads would be a part of the model that is silently left out.

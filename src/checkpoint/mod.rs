@@ -6,6 +6,7 @@
 
 mod experts;
 mod layer;
+mod quantised;
 mod tensor;
 mod view;
 

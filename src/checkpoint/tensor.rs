@@ -119,6 +119,14 @@ impl StoredTensor {
         Err(Error::shape(&self.name, expected, self.shape()))
     }
 
+    pub(super) fn expect_dtype(&self, expected: &[Dtype]) -> Result<()> {
+        if expected.contains(&self.entry.dtype) {
+            return Ok(());
+        }
+        let names: Vec<_> = expected.iter().map(Dtype::to_string).collect();
+        Err(self.wrong_dtype(&names.join(" or ")))
+    }
+
     pub(super) fn expect_float(&self) -> Result<()> {
         match self.entry.dtype {
             Dtype::F32 | Dtype::BF16 | Dtype::F16 => Ok(()),
@@ -186,8 +194,23 @@ impl StoredTensor {
         }
     }
 
-    fn elements<const N: usize>(&self) -> &[[u8; N]] {
-        self.file.map[self.entry.bytes.clone()].as_chunks::<N>().0
+    pub(super) fn dtype(&self) -> Dtype {
+        self.entry.dtype
+    }
+
+    /// The tensor as it is stored, row by row.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.file.map[self.entry.bytes.clone()]
+    }
+
+    /// Bytes of one element.
+    pub(super) fn element_bytes(&self) -> usize {
+        self.entry.dtype.bitsize() / 8
+    }
+
+    /// Elements of `N` bytes.
+    pub(super) fn elements<const N: usize>(&self) -> &[[u8; N]] {
+        self.bytes().as_chunks::<N>().0
     }
 
     fn decode<const N: usize, U>(&self, element: impl Fn([u8; N]) -> U) -> Result<Vec<U>> {
@@ -218,7 +241,7 @@ impl StoredTensor {
         Ok(rounded)
     }
 
-    fn wrong_dtype(&self, expected: &str) -> Error {
+    pub(super) fn wrong_dtype(&self, expected: &str) -> Error {
         Error::DType {
             tensor: self.name.clone(),
             expected: expected.to_owned(),

@@ -103,9 +103,9 @@ impl ModelConfig {
     pub fn parse(json: &str, ignored: &[&str]) -> Result<Self> {
         let object: Map<String, Value> = serde_json::from_str(json)
             .map_err(|error| Error::Config(format!("not a JSON object: {error}")))?;
-        // A model that also sees or hears says of its language model in an object of its own.
+        // A model that also sees or hears describes its language model in an object of its own.
         let text = match object.get("text_config") {
-            Some(Value::Object(text)) => text,
+            Some(Value::Object(text)) if !object.contains_key("hidden_size") => text,
             _ => &object,
         };
         let family = match find_family(text) {
@@ -199,7 +199,7 @@ pub(super) struct Keys<'a> {
 impl<'a> Keys<'a> {
     fn new(object: &'a Map<String, Value>, family: &'static str) -> Self {
         // Read for all families together.
-        Self { object, family, read: vec!["quantization_config", "text_config"], num_layers: None }
+        Self { object, family, read: vec!["quantization_config"], num_layers: None }
     }
 
     fn get(&mut self, key: &'static str) -> Option<&'a Value> {

@@ -11,6 +11,7 @@ mod gemm;
 mod grouped_gemm;
 mod permute;
 mod plan;
+mod quantised;
 mod router;
 
 pub use grouped_gemm::PackedExperts;
@@ -117,6 +118,7 @@ impl Backend for Cpu {
     fn prepare<W: ExpertWeights>(&self, weights: W, (): &()) -> Result<PackedExperts<W::Element>> {
         match weights.into_format() {
             Format::Dense(experts) => PackedExperts::pack(&experts),
+            Format::Quantised(experts) => PackedExperts::pack_codes(&experts),
         }
     }
 

@@ -78,6 +78,7 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
     ) -> Result<CudaExperts<D, W::Element>> {
         match weights.into_format() {
             Format::Dense(experts) => CudaExperts::upload(self, &experts, stream),
+            Format::Quantised(experts) => Err(not_yet(&experts.format().to_string())),
         }
     }
 

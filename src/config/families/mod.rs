@@ -59,8 +59,8 @@ const fn family(
 pub const FAMILIES: &[Family] = &[
     family("mixtral", &["mixtral"], names::MIXTRAL, rules::mixtral),
     family("minimax", &["minimax", "minimax_text_01"], names::MIXTRAL, rules::mixtral),
-    family("qwen2_moe", &["qwen2_moe"], names::QWEN, rules::qwen),
-    family("qwen3_moe", &["qwen3_moe"], names::MLP, rules::qwen),
+    family("qwen2_moe", &["qwen2_moe"], names::QWEN, rules::qwen2),
+    family("qwen3_moe", &["qwen3_moe"], names::MLP, rules::qwen3),
     family("qwen3_next", &["qwen3_next"], names::QWEN, rules::qwen3_next),
     family("qwen3_5_moe", &["qwen3_5_moe_text", "qwen3_5_moe"], names::QWEN_FUSED, rules::qwen3_5),
     family("qwen3_vl_moe", &["qwen3_vl_moe_text", "qwen3_vl_moe"], names::QWEN_VL, rules::qwen3_vl),

@@ -30,7 +30,14 @@ pub(super) fn mixtral(keys: &mut Keys<'_>) -> Result<Rules> {
     Rules::new(moe, Layers::All)
 }
 
-pub(super) fn qwen(keys: &mut Keys<'_>) -> Result<Rules> {
+pub(super) fn qwen3(keys: &mut Keys<'_>) -> Result<Rules> {
+    let mut moe = keys.moe("moe_intermediate_size", EXPERTS, TOP_K)?;
+    moe.router.renormalize = sum_if(keys.bool_or("norm_topk_prob", false)?);
+    moe.experts.activation = keys.gated("hidden_act", ActivationFn::SwiGlu)?;
+    Rules::new(moe, keys.sparse_step()?)
+}
+
+pub(super) fn qwen2(keys: &mut Keys<'_>) -> Result<Rules> {
     let mut moe = keys.moe("moe_intermediate_size", EXPERTS, TOP_K)?;
     moe.router.renormalize = sum_if(keys.bool_or("norm_topk_prob", false)?);
     qwen_shared(keys, &mut moe)?;
