@@ -55,9 +55,9 @@ fn some_cases_equal_the_oracle_f16() {
 #[test]
 fn families_agree_with_their_reference() {
     let Some(devices) = devices(Options::checked(3)) else { return };
-    for name in FIXTURES {
+    for name in golden_names() {
         for device in &devices {
-            check_fixture(&describe(device), device, name);
+            check_golden::<_, bf16>(&describe(device), device, &name, 1e-2);
         }
     }
 }

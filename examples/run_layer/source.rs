@@ -24,7 +24,7 @@ const STORED_TOKENS: &str = "fixture.hidden_states";
 const STORED_IDS: &str = "fixture.input_ids";
 
 pub enum Source {
-    Stored { checkpoint: Checkpoint, family: &'static str, layer: CheckpointLayer },
+    Stored { checkpoint: Checkpoint, family: &'static str, layer: Box<CheckpointLayer> },
     Named { model: &'static NamedModel, config: MoeConfig },
 }
 
@@ -65,7 +65,7 @@ impl Source {
                 )
             })?,
         };
-        let layer = checkpoint.layer(&model, layer)?;
+        let layer = Box::new(checkpoint.layer(&model, layer)?);
         Ok(Self::Stored { checkpoint, family, layer })
     }
 

@@ -230,11 +230,12 @@ impl StoredTensor {
         let overflow = |wide: f32| wide.is_finite() && !T::from_f32(wide).to_f32().is_finite();
         let values = || (0..len).map(|index| element(elements[place(index)]));
         // Only these types have a smaller range than f32 and, for f16, than bf16.
-        if T::DTYPE != DType::F32 && !self.is(T::DTYPE) {
-            if let Some(value) = values().find(|&value| overflow(value)) {
-                let expected = format!("a value in the range of {}", T::DTYPE);
-                return Err(Error::value(&self.name, value, expected));
-            }
+        if T::DTYPE != DType::F32
+            && !self.is(T::DTYPE)
+            && let Some(value) = values().find(|&value| overflow(value))
+        {
+            let expected = format!("a value in the range of {}", T::DTYPE);
+            return Err(Error::value(&self.name, value, expected));
         }
         let mut rounded = vec_with_room(&self.name, len)?;
         rounded.extend(values().map(T::from_f32));

@@ -9,6 +9,8 @@ pub(crate) mod checks;
 pub(crate) mod compare;
 pub(crate) mod emulated;
 pub(crate) mod forward;
+#[cfg(feature = "checkpoint")]
+pub(crate) mod golden;
 pub(crate) mod reference;
 pub(crate) mod stages;
 
@@ -17,6 +19,8 @@ pub(crate) use checks::*;
 pub(crate) use compare::*;
 pub(crate) use emulated::*;
 pub(crate) use forward::*;
+#[cfg(feature = "checkpoint")]
+pub(crate) use golden::*;
 pub(crate) use stages::*;
 
 use half::{bf16, f16};
