@@ -47,10 +47,9 @@ impl Source {
                     Ok(ModelConfig::parse(&header["config"].to_string(), &ignored)?)
                 })
                 .with_context(|| format!("{}: metadata \"fixture\"", path.display())),
-            None => checkpoint.config_json().map_err(anyhow::Error::from).and_then(|config| {
-                ModelConfig::parse(&config, &ignored)
-                    .with_context(|| format!("{}: config.json", path.display()))
-            }),
+            None => checkpoint
+                .model(&ignored)
+                .with_context(|| format!("{}: what describes the model", path.display())),
         }?;
         let family = model.family.name;
         let layer = match args.layer {

@@ -37,10 +37,10 @@ pub use context::{Cuda, Path};
 pub use weights::{CudaExperts, CudaGate};
 
 use crate::backend::{Backend, sealed};
-use crate::element::Float;
+use crate::element::{DType, Float};
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Combine, GroupedGemm, Permute, Plan, Router};
-use crate::weights::{ExpertWeights, Format, RouterWeights};
+use crate::ops::{Activation, Combine, ExpertShape, GateParts, GroupedGemm, Permute, Plan, Router};
+use crate::weights::{ExpertBiases, ExpertWeights, Format, QuantFormat, RouterWeights};
 
 use driver::{Driver, DriverError};
 
@@ -80,6 +80,26 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
             Format::Dense(experts) => CudaExperts::upload(self, &experts, stream),
             Format::Quantised(experts) => Err(not_yet(&experts.format().to_string())),
         }
+    }
+
+    fn gate_bytes<T: Float>(shape: [usize; 2], router: DType, parts: GateParts) -> Option<usize> {
+        let dtype = if router == T::DTYPE && !parts.input_scale { T::DTYPE } else { DType::F32 };
+        let matrix = shape[0].checked_mul(shape[1])?.checked_mul(dtype.size())?;
+        matrix.checked_add(parts.bytes(shape[0])?)
+    }
+
+    fn expert_bytes<T: Float>(
+        shape: ExpertShape,
+        format: Option<QuantFormat>,
+        biases: bool,
+    ) -> Option<usize> {
+        ExpertBiases::with_matrices(shape, biases, |matrix| {
+            let [rows, columns] = matrix.dims(shape);
+            match format {
+                None => rows.checked_mul(columns)?.checked_mul(T::DTYPE.size()),
+                Some(format) => Some(format.matrix_bytes([rows, columns])),
+            }
+        })
     }
 
     fn router<T: Float>(

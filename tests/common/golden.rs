@@ -7,9 +7,11 @@ use moe_kernels::MoeLayer;
 use moe_kernels::backend::Backend;
 use moe_kernels::checkpoint::Checkpoint;
 use moe_kernels::config::{Capacity, ModelConfig, Selection};
+use moe_kernels::element::DType;
+use moe_kernels::layer::WeightFormat;
 use moe_kernels::memory::{Matrix, MatrixMut};
 use moe_kernels::ops::{LayerInput, Output};
-use moe_kernels::weights::{ExpertWeights, LayerWeights};
+use moe_kernels::weights::{ExpertWeights, LayerWeights, RouterMatrix};
 
 use super::{Device, Storage, rel_l2, wide};
 
@@ -66,8 +68,14 @@ impl Computed {
         let source = checkpoint.layer(model, layer).unwrap();
         let config = source.config().clone();
         match source.quantisation() {
-            None => Self::of(device, config, source.weights::<T>().unwrap(), stored),
-            Some(_) => Self::of(device, config, source.quantised_weights::<T>().unwrap(), stored),
+            None => {
+                let weights = source.weights::<T>().unwrap();
+                Self::of(device, config, weights, WeightFormat::dense::<T>(), stored)
+            }
+            Some(format) => {
+                let weights = source.quantised_weights::<T>().unwrap();
+                Self::of(device, config, weights, WeightFormat::quantised::<T>(format), stored)
+            }
         }
     }
 
@@ -75,8 +83,12 @@ impl Computed {
         device: &Device<B>,
         config: moe_kernels::MoeConfig,
         weights: LayerWeights<W>,
+        mut format: WeightFormat,
         stored: &Checkpoint,
     ) -> Self {
+        if let RouterMatrix::F32(_) = weights.router.matrix {
+            format.router = DType::F32;
+        }
         let (backend, stream) = (&device.backend, &device.stream);
         let layer = MoeLayer::<B, W>::new(backend.clone(), config, weights, stream).unwrap();
         let config = layer.config();
@@ -87,6 +99,8 @@ impl Computed {
         let x = device.put(&x);
         let mut out = backend.allocate::<W::Element>("out", tokens * h).unwrap();
         let mut workspace = layer.workspace(tokens).unwrap();
+        let memory = config.memory::<B, W::Element>(format, tokens).unwrap();
+        assert_eq!(memory.weights(), layer.weight_bytes(), "{config:?}");
 
         let mut input = LayerInput::new(Matrix::contiguous("x", &x, tokens, h).unwrap());
         let read = |name: &str| stored.tensor(name, "").unwrap().read_f64().unwrap();
