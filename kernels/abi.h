@@ -68,13 +68,16 @@ ABI_ASSERT(sizeof(RouterTopKArgs) == 80);
 
 // From ids to rows.  Each kernel of the stage takes the same arguments.
 typedef struct PlanArgs {
-  uint64_t topk_ids;           // int32_t [T, K]
+  uint64_t topk_ids;           // int32_t [T, K]; 0: expert 0 for all
   uint64_t ids_stride;
   uint64_t expert_map;         // int32_t [expert_map_len]: global id -> local id or -1
+  uint64_t topk_weights;       // float [T, K]: read with row_weights alone
+  uint64_t weights_stride;
   uint64_t tokens_per_expert;  // uint32_t [E]
   uint64_t expert_offsets;     // uint32_t [E + 1]
   uint64_t token_of_row;       // uint32_t [R]
   uint64_t row_of_assignment;  // uint32_t [R]
+  uint64_t row_weights;        // float [R]: each row's topk_weights; 0: not asked for
   uint64_t scratch;            // uint32_t [chunks, E]; what it holds before does not matter
   TokenCount num_tokens;
   uint32_t expert_map_len;
@@ -82,7 +85,7 @@ typedef struct PlanArgs {
   uint32_t top_k;
   uint32_t assignments_per_chunk;
 } PlanArgs;
-ABI_ASSERT(sizeof(PlanArgs) == 96);
+ABI_ASSERT(sizeof(PlanArgs) == 120);
 
 // rows[r] = x[token_of_row[r]]
 typedef struct PermuteArgs {
@@ -153,19 +156,33 @@ typedef struct ActivationArgs {
 } ActivationArgs;
 ABI_ASSERT(sizeof(ActivationArgs) == 72);
 
-// out[t] (+)= sum_k topk_weights[t, k] * rows[row_of_assignment[t * K + k]]
+// out[t] (+)= sum_k scale * topk_weights[t, k] * (rows[row_of_assignment[t * K + k]], or x[t] where
+// zero_first <= topk_ids[t, k] < zero_end) + shared_scale * shared_weights[t] * shared[t] + bias
 typedef struct CombineArgs {
   uint64_t rows;               // float16 [R, H]
-  uint64_t topk_weights;       // float [T, K]
+  uint64_t topk_weights;       // float [T, K]; 0: all 1
   uint64_t row_of_assignment;  // uint32_t [R]
   uint64_t out;                // float16 [T, H]
+  uint64_t x;                  // float16 [T, H]: the output of experts without weights; 0: there are none
+  uint64_t topk_ids;           // int32_t [T, K]: read with x alone
+  uint64_t shared;             // float16 [T, H]; 0: none
+  uint64_t shared_weights;     // float [T, 1]; 0: all 1
+  uint64_t bias;               // float [H]; 0: none
   uint64_t rows_stride;
   uint64_t weights_stride;
   uint64_t out_stride;
+  uint64_t x_stride;
+  uint64_t ids_stride;
+  uint64_t shared_stride;
+  uint64_t shared_weights_stride;
   TokenCount num_tokens;
   uint32_t hidden_size;
   uint32_t top_k;
   uint32_t accumulate;
+  float scale;
+  float shared_scale;
+  uint32_t zero_first;
+  uint32_t zero_end;
   uint32_t reserved;
 } CombineArgs;
-ABI_ASSERT(sizeof(CombineArgs) == 88);
+ABI_ASSERT(sizeof(CombineArgs) == 176);

@@ -115,11 +115,14 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PlanArgs {
-    // int32_t [T, K]
+    // int32_t [T, K]; 0: expert 0 for all
     pub topk_ids: u64,
     pub ids_stride: u64,
     // int32_t [expert_map_len]: global id -> local id or -1
     pub expert_map: u64,
+    // float [T, K]: read with row_weights alone
+    pub topk_weights: u64,
+    pub weights_stride: u64,
     // uint32_t [E]
     pub tokens_per_expert: u64,
     // uint32_t [E + 1]
@@ -128,6 +131,8 @@ pub struct PlanArgs {
     pub token_of_row: u64,
     // uint32_t [R]
     pub row_of_assignment: u64,
+    // float [R]: each row's topk_weights; 0: not asked for
+    pub row_weights: u64,
     // uint32_t [chunks, E]; what it holds before does not matter
     pub scratch: u64,
     pub num_tokens: TokenCount,
@@ -137,21 +142,24 @@ pub struct PlanArgs {
     pub assignments_per_chunk: u32,
 }
 const _: () = {
-    assert!(size_of::<PlanArgs>() == 96);
+    assert!(size_of::<PlanArgs>() == 120);
     assert!(align_of::<PlanArgs>() == 8);
     assert!(offset_of!(PlanArgs, topk_ids) == 0);
     assert!(offset_of!(PlanArgs, ids_stride) == 8);
     assert!(offset_of!(PlanArgs, expert_map) == 16);
-    assert!(offset_of!(PlanArgs, tokens_per_expert) == 24);
-    assert!(offset_of!(PlanArgs, expert_offsets) == 32);
-    assert!(offset_of!(PlanArgs, token_of_row) == 40);
-    assert!(offset_of!(PlanArgs, row_of_assignment) == 48);
-    assert!(offset_of!(PlanArgs, scratch) == 56);
-    assert!(offset_of!(PlanArgs, num_tokens) == 64);
-    assert!(offset_of!(PlanArgs, expert_map_len) == 80);
-    assert!(offset_of!(PlanArgs, num_experts) == 84);
-    assert!(offset_of!(PlanArgs, top_k) == 88);
-    assert!(offset_of!(PlanArgs, assignments_per_chunk) == 92);
+    assert!(offset_of!(PlanArgs, topk_weights) == 24);
+    assert!(offset_of!(PlanArgs, weights_stride) == 32);
+    assert!(offset_of!(PlanArgs, tokens_per_expert) == 40);
+    assert!(offset_of!(PlanArgs, expert_offsets) == 48);
+    assert!(offset_of!(PlanArgs, token_of_row) == 56);
+    assert!(offset_of!(PlanArgs, row_of_assignment) == 64);
+    assert!(offset_of!(PlanArgs, row_weights) == 72);
+    assert!(offset_of!(PlanArgs, scratch) == 80);
+    assert!(offset_of!(PlanArgs, num_tokens) == 88);
+    assert!(offset_of!(PlanArgs, expert_map_len) == 104);
+    assert!(offset_of!(PlanArgs, num_experts) == 108);
+    assert!(offset_of!(PlanArgs, top_k) == 112);
+    assert!(offset_of!(PlanArgs, assignments_per_chunk) == 116);
 };
 
 // rows[r] = x[token_of_row[r]]
@@ -308,40 +316,72 @@ const _: () = {
     assert!(offset_of!(ActivationArgs, max_rows) == 68);
 };
 
-// out[t] (+)= sum_k topk_weights[t, k] * rows[row_of_assignment[t * K + k]]
+// out[t] (+)= sum_k scale * topk_weights[t, k] * (rows[row_of_assignment[t * K + k]], or x[t] where
+// zero_first <= topk_ids[t, k] < zero_end) + shared_scale * shared_weights[t] * shared[t] + bias
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct CombineArgs {
     // float16 [R, H]
     pub rows: u64,
-    // float [T, K]
+    // float [T, K]; 0: all 1
     pub topk_weights: u64,
     // uint32_t [R]
     pub row_of_assignment: u64,
     // float16 [T, H]
     pub out: u64,
+    // float16 [T, H]: the output of experts without weights; 0: there are none
+    pub x: u64,
+    // int32_t [T, K]: read with x alone
+    pub topk_ids: u64,
+    // float16 [T, H]; 0: none
+    pub shared: u64,
+    // float [T, 1]; 0: all 1
+    pub shared_weights: u64,
+    // float [H]; 0: none
+    pub bias: u64,
     pub rows_stride: u64,
     pub weights_stride: u64,
     pub out_stride: u64,
+    pub x_stride: u64,
+    pub ids_stride: u64,
+    pub shared_stride: u64,
+    pub shared_weights_stride: u64,
     pub num_tokens: TokenCount,
     pub hidden_size: u32,
     pub top_k: u32,
     pub accumulate: u32,
+    pub scale: f32,
+    pub shared_scale: f32,
+    pub zero_first: u32,
+    pub zero_end: u32,
     pub reserved: u32,
 }
 const _: () = {
-    assert!(size_of::<CombineArgs>() == 88);
+    assert!(size_of::<CombineArgs>() == 176);
     assert!(align_of::<CombineArgs>() == 8);
     assert!(offset_of!(CombineArgs, rows) == 0);
     assert!(offset_of!(CombineArgs, topk_weights) == 8);
     assert!(offset_of!(CombineArgs, row_of_assignment) == 16);
     assert!(offset_of!(CombineArgs, out) == 24);
-    assert!(offset_of!(CombineArgs, rows_stride) == 32);
-    assert!(offset_of!(CombineArgs, weights_stride) == 40);
-    assert!(offset_of!(CombineArgs, out_stride) == 48);
-    assert!(offset_of!(CombineArgs, num_tokens) == 56);
-    assert!(offset_of!(CombineArgs, hidden_size) == 72);
-    assert!(offset_of!(CombineArgs, top_k) == 76);
-    assert!(offset_of!(CombineArgs, accumulate) == 80);
-    assert!(offset_of!(CombineArgs, reserved) == 84);
+    assert!(offset_of!(CombineArgs, x) == 32);
+    assert!(offset_of!(CombineArgs, topk_ids) == 40);
+    assert!(offset_of!(CombineArgs, shared) == 48);
+    assert!(offset_of!(CombineArgs, shared_weights) == 56);
+    assert!(offset_of!(CombineArgs, bias) == 64);
+    assert!(offset_of!(CombineArgs, rows_stride) == 72);
+    assert!(offset_of!(CombineArgs, weights_stride) == 80);
+    assert!(offset_of!(CombineArgs, out_stride) == 88);
+    assert!(offset_of!(CombineArgs, x_stride) == 96);
+    assert!(offset_of!(CombineArgs, ids_stride) == 104);
+    assert!(offset_of!(CombineArgs, shared_stride) == 112);
+    assert!(offset_of!(CombineArgs, shared_weights_stride) == 120);
+    assert!(offset_of!(CombineArgs, num_tokens) == 128);
+    assert!(offset_of!(CombineArgs, hidden_size) == 144);
+    assert!(offset_of!(CombineArgs, top_k) == 148);
+    assert!(offset_of!(CombineArgs, accumulate) == 152);
+    assert!(offset_of!(CombineArgs, scale) == 156);
+    assert!(offset_of!(CombineArgs, shared_scale) == 160);
+    assert!(offset_of!(CombineArgs, zero_first) == 164);
+    assert!(offset_of!(CombineArgs, zero_end) == 168);
+    assert!(offset_of!(CombineArgs, reserved) == 172);
 };

@@ -39,7 +39,7 @@ pub use weights::{CudaExperts, CudaGate};
 use crate::backend::{Backend, sealed};
 use crate::element::Float;
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Combine, GroupedGemm, Permute, Plan, Router};
+use crate::ops::{Activation, Combine, GroupedGemm, Permute, Plan, Router, RowWeights, SharedRows};
 use crate::weights::{ExpertWeights, Format, RouterWeights};
 
 use driver::{Driver, DriverError};
@@ -103,6 +103,10 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
         self.check_places(op.topk_ids.map(|ids| ids.buffer().place("topk_ids")))?;
         self.check_places(op.expert_map.map(|map| map.buffer().place("expert_map")))?;
         self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
+        if let Some(RowWeights { topk_weights, out }) = &op.row_weights {
+            let weights = topk_weights.buffer().place("topk_weights");
+            self.check_places([weights, out.place("row weights")])?;
+        }
         plan::run(self, op, stream)
     }
 
@@ -153,6 +157,16 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
             op.output.matrix.buffer().place("output"),
         ])?;
         self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
+        self.check_places(op.topk_weights.map(|weights| weights.buffer().place("topk_weights")))?;
+        if let Some(zero) = &op.zero_experts {
+            let x = zero.x.buffer().place("zero experts' input");
+            self.check_places([x, zero.topk_ids.buffer().place("topk_ids")])?;
+        }
+        if let Some(SharedRows { rows, weights, .. }) = op.shared {
+            self.check_places([rows.buffer().place("shared rows")])?;
+            self.check_places(weights.map(|weights| weights.buffer().place("shared weights")))?;
+        }
+        self.check_places(op.bias.map(|bias| bias.place("output bias")))?;
         combine::run(self, op, stream)
     }
 }

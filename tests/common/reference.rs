@@ -177,6 +177,25 @@ pub(crate) fn activation(
     gate.iter().zip(up).map(|(&g, &u)| store(act(g) * u)).collect()
 }
 
+/// What an output has besides its experts' rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    /// A factor on the experts' rows.
+    pub(crate) scale: f64,
+    /// Experts whose output is their input: that `[T, H]`, the ids `[T, K]`, and which of them.
+    pub(crate) zero: Option<(Vec<f64>, Vec<i32>, std::ops::Range<i32>)>,
+    /// `[T, H]`, and a factor for each token.
+    pub(crate) shared: Option<(Vec<f64>, Vec<f64>)>,
+    /// `[H]`.
+    pub(crate) bias: Option<Vec<f64>>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { scale: 1.0, zero: None, shared: None, bias: None }
+    }
+}
+
 /// `[T, H]`: `before` plus, or nothing plus, each token's weighted rows.
 pub(crate) fn combine(
     rows: &[f64],
@@ -187,17 +206,40 @@ pub(crate) fn combine(
     before: Option<&[f64]>,
     store: Store<'_>,
 ) -> Vec<f64> {
+    combine_with(&Terms::default(), rows, weights, plan, [hidden, top_k], before, store)
+}
+
+/// The same with further terms.
+pub(crate) fn combine_with(
+    terms: &Terms,
+    rows: &[f64],
+    weights: &[f64],
+    plan: &Plan,
+    [hidden, top_k]: [usize; 2],
+    before: Option<&[f64]>,
+    store: Store<'_>,
+) -> Vec<f64> {
     let tokens = plan.row_of_assignment.len() / top_k;
     let mut out = Vec::new();
     for token in 0..tokens {
-        let assignments = token * top_k..(token + 1) * top_k;
         for h in 0..hidden {
             let mut sum = before.map_or(0.0, |before| before[token * hidden + h]);
-            for assignment in assignments.clone() {
+            for assignment in token * top_k..(token + 1) * top_k {
                 let row = plan.row_of_assignment[assignment];
                 if row != u32::MAX {
-                    sum += weights[assignment] * rows[row as usize * hidden + h];
+                    let value = rows[row as usize * hidden + h];
+                    sum += terms.scale * weights[assignment] * value;
+                } else if let Some((x, ids, zero)) = &terms.zero
+                    && zero.contains(&ids[assignment])
+                {
+                    sum += terms.scale * weights[assignment] * x[token * hidden + h];
                 }
+            }
+            if let Some((rows, factors)) = &terms.shared {
+                sum += factors[token] * rows[token * hidden + h];
+            }
+            if let Some(bias) = &terms.bias {
+                sum += bias[h];
             }
             out.push(store(sum));
         }
