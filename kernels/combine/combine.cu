@@ -63,7 +63,8 @@ __device__ __forceinline__ void combine_tokens(const CombineArgs& p) {
     float own_weight = 0.f;
     if (own_row != NOT_ROUTED) {
       own_weight = p.scale;
-      if (p.topk_weights != 0) own_weight *= device_pointer<const float>(p.topk_weights)[token * p.weights_stride + lane];
+      if (p.topk_weights != 0)
+        own_weight *= device_pointer<const float>(p.topk_weights)[token * p.weights_stride + lane];
     }
     uint16_t* target = out + token * p.out_stride;
     const bool any_term = p.shared != 0 || p.bias != 0 || __ballot_sync(all, own_row != NOT_ROUTED) != 0;
@@ -92,7 +93,8 @@ __device__ __forceinline__ void combine_tokens(const CombineArgs& p) {
     if (p.shared != 0 && has_columns) {
       const uint16_t* shared = device_pointer<const uint16_t>(p.shared) + token * p.shared_stride + column;
       float weight = p.shared_scale;
-      if (p.shared_weights != 0) weight *= device_pointer<const float>(p.shared_weights)[token * p.shared_weights_stride];
+      if (p.shared_weights != 0)
+        weight *= device_pointer<const float>(p.shared_weights)[token * p.shared_weights_stride];
       add<T>(sum, weight, ptx::ld_global_v4_streaming(shared));
     }
     if (p.bias != 0 && has_columns) {

@@ -89,12 +89,14 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
         self.check_places([
             stream.place(),
             op.hidden_states.buffer().place("router input"),
-            op.gate.place(),
             op.output.router_logits.buffer().place("router_logits"),
             op.output.topk_ids.buffer().place("topk_ids"),
             op.output.topk_weights.buffer().place("topk_weights"),
         ])?;
+        self.check_places(op.gate.places())?;
         self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
+        self.check_places(op.token_ids.map(|ids| ids.place("token_ids")))?;
+        self.check_places(op.sequence_offsets.map(|offsets| offsets.place("sequence_offsets")))?;
         router::run(self, op, stream)
     }
 
