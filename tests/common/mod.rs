@@ -10,6 +10,7 @@ pub(crate) mod compare;
 pub(crate) mod emulated;
 pub(crate) mod forward;
 pub(crate) mod reference;
+pub(crate) mod rules;
 pub(crate) mod stages;
 
 pub(crate) use cases::*;
@@ -17,6 +18,7 @@ pub(crate) use checks::*;
 pub(crate) use compare::*;
 pub(crate) use emulated::*;
 pub(crate) use forward::*;
+pub(crate) use rules::*;
 pub(crate) use stages::*;
 
 use half::{bf16, f16};

@@ -61,37 +61,58 @@ pub(crate) fn run_router_for<B: Backend, T: Storage>(
     pad: Pad,
     num_tokens: Option<u32>,
 ) -> Routed {
-    let MoeConfig { hidden_size: h, num_experts: e, top_k: k, .. } = *config;
-    let tokens = x.len() / h;
+    let weights = match gate.1 {
+        Gate::F32(gate) => RouterWeights::f32(gate),
+        Gate::Model => RouterWeights::model(gate.0.to_vec()),
+    };
+    run_router_with(device, config, x, weights, (None, None), pad, num_tokens)
+}
+
+/// The same with all parts of a router, and with `token_ids` and `sequence_offsets`.
+pub(crate) fn run_router_with<B: Backend, T: Storage>(
+    device: &Device<B>,
+    config: &MoeConfig,
+    x: &[T],
+    weights: RouterWeights<T>,
+    (token_ids, sequence_offsets): (Option<&[u32]>, Option<&[u32]>),
+    pad: Pad,
+    num_tokens: Option<u32>,
+) -> Routed {
+    let MoeConfig { hidden_size: h, top_k: k, .. } = *config;
+    let (tokens, e) = (x.len() / h, config.router_experts());
     let x = Placed::new(x, tokens, h, pad);
     let x_buffer = x.put(device);
     let logits = Placed::poison(tokens, e, odd(pad));
     let ids = Placed::poison(tokens, k, odd(pad));
-    let weights = Placed::poison(tokens, k, odd(pad));
+    let out = Placed::poison(tokens, k, odd(pad));
     let mut logits_buffer = logits.put(device);
     let mut ids_buffer = ids.put(device);
-    let mut weights_buffer = weights.put(device);
+    let mut out_buffer = out.put(device);
     let output = RouterOutput {
         router_logits: MatrixMut::new("logits", &mut logits_buffer, logits.layout).unwrap(),
         topk_ids: MatrixMut::new("ids", &mut ids_buffer, ids.layout).unwrap(),
-        topk_weights: MatrixMut::new("weights", &mut weights_buffer, weights.layout).unwrap(),
+        topk_weights: MatrixMut::new("weights", &mut out_buffer, out.layout).unwrap(),
     };
-    let weights_of_gate = match gate.1 {
-        Gate::F32(gate) => RouterWeights::f32(gate),
-        Gate::Model => RouterWeights::model(gate.0.to_vec()),
-    };
-    let gate = device.backend.prepare_gate([e, h], weights_of_gate, &device.stream).unwrap();
+    let gate = device.backend.prepare_gate([e, h], weights, &device.stream).unwrap();
     let x = Matrix::new("x", &x_buffer, x.layout).unwrap();
     let count = num_tokens.map(|count| device.put(&[count]));
+    let token_ids = token_ids.map(|ids| device.put(ids));
+    let offsets = sequence_offsets.map(|offsets| device.put(offsets));
     let mut op = Router::new(config, x, &gate, output).unwrap();
     if let Some(count) = &count {
         op = op.with_num_tokens(count).unwrap();
+    }
+    if let Some(ids) = &token_ids {
+        op = op.with_token_ids(ids).unwrap();
+    }
+    if let Some(offsets) = &offsets {
+        op = op.with_sequence_offsets(offsets).unwrap();
     }
     device.backend.router(op, &device.stream).unwrap();
     Routed {
         logits: logits.take("router_logits", device, &logits_buffer),
         ids: ids.take("topk_ids", device, &ids_buffer),
-        weights: weights.take("topk_weights", device, &weights_buffer),
+        weights: out.take("topk_weights", device, &out_buffer),
     }
 }
 
@@ -107,7 +128,17 @@ pub(crate) fn check_router(
     given: &Routed,
     truth: &reference::Routing,
 ) {
-    let MoeConfig { num_experts: e, top_k: k, .. } = *config;
+    check_router_with(what, config, &reference::Parts::default(), given, truth);
+}
+
+pub(crate) fn check_router_with(
+    what: &str,
+    config: &MoeConfig,
+    parts: &reference::Parts,
+    given: &Routed,
+    truth: &reference::Routing,
+) {
+    let (e, k) = (config.router_experts(), config.top_k);
     assert_exact(&format!("{what}: topk_ids"), &given.ids, &truth.ids, k);
     assert_close(&format!("{what}: router_logits"), &wide(&given.logits), &truth.logits, e, 1e-6);
     assert_close(
@@ -117,12 +148,21 @@ pub(crate) fn check_router(
         k,
         ROUTING_WEIGHTS,
     );
-    check_choice(what, config, given);
+    check_choice_with(what, config, parts, given);
 }
 
 pub(crate) fn check_choice(what: &str, config: &MoeConfig, given: &Routed) {
+    check_choice_with(what, config, &reference::Parts::default(), given);
+}
+
+pub(crate) fn check_choice_with(
+    what: &str,
+    config: &MoeConfig,
+    parts: &reference::Parts,
+    given: &Routed,
+) {
     let k = config.top_k;
-    let own = reference::route(config, wide(&given.logits));
+    let own = reference::route_with(config, parts, wide(&given.logits));
     assert_exact(&format!("{what}: topk_ids of the computed logits"), &given.ids, &own.ids, k);
     let weights = wide(&given.weights);
     let what = format!("{what}: topk_weights of the computed logits");
