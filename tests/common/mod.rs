@@ -12,6 +12,7 @@ pub(crate) mod forward;
 pub(crate) mod reference;
 pub(crate) mod rules;
 pub(crate) mod stages;
+pub(crate) mod terms;
 
 pub(crate) use cases::*;
 pub(crate) use checks::*;
@@ -20,6 +21,7 @@ pub(crate) use emulated::*;
 pub(crate) use forward::*;
 pub(crate) use rules::*;
 pub(crate) use stages::*;
+pub(crate) use terms::*;
 
 use half::{bf16, f16};
 use moe_kernels::backend::Backend;
