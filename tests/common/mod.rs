@@ -12,7 +12,9 @@ pub(crate) mod forward;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod golden;
 pub(crate) mod reference;
+pub(crate) mod rules;
 pub(crate) mod stages;
+pub(crate) mod terms;
 
 pub(crate) use cases::*;
 pub(crate) use checks::*;
@@ -21,7 +23,9 @@ pub(crate) use emulated::*;
 pub(crate) use forward::*;
 #[cfg(feature = "checkpoint")]
 pub(crate) use golden::*;
+pub(crate) use rules::*;
 pub(crate) use stages::*;
+pub(crate) use terms::*;
 
 use half::{bf16, f16};
 use moe_kernels::backend::Backend;
