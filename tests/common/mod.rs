@@ -4,6 +4,7 @@
 
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test binary uses a part")]
 
+pub(crate) mod activations;
 pub(crate) mod cases;
 pub(crate) mod checks;
 pub(crate) mod compare;
@@ -12,6 +13,7 @@ pub(crate) mod forward;
 pub(crate) mod reference;
 pub(crate) mod stages;
 
+pub(crate) use activations::*;
 pub(crate) use cases::*;
 pub(crate) use checks::*;
 pub(crate) use compare::*;
