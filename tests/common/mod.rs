@@ -9,6 +9,7 @@ pub(crate) mod cases;
 pub(crate) mod checks;
 pub(crate) mod compare;
 pub(crate) mod emulated;
+pub(crate) mod expert_rules;
 pub(crate) mod forward;
 pub(crate) mod reference;
 pub(crate) mod stages;
@@ -18,6 +19,7 @@ pub(crate) use cases::*;
 pub(crate) use checks::*;
 pub(crate) use compare::*;
 pub(crate) use emulated::*;
+pub(crate) use expert_rules::*;
 pub(crate) use forward::*;
 pub(crate) use stages::*;
 
