@@ -13,6 +13,7 @@ pub(crate) mod expert_rules;
 pub(crate) mod forward;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod golden;
+pub(crate) mod layers;
 pub(crate) mod reference;
 pub(crate) mod rules;
 pub(crate) mod stages;
@@ -27,6 +28,7 @@ pub(crate) use expert_rules::*;
 pub(crate) use forward::*;
 #[cfg(feature = "checkpoint")]
 pub(crate) use golden::*;
+pub(crate) use layers::*;
 pub(crate) use rules::*;
 pub(crate) use stages::*;
 pub(crate) use terms::*;
