@@ -1,5 +1,9 @@
 //! A Mixture-of-Experts layer: configuration, weights and the backend that holds them.
 
+mod memory;
+
+pub use memory::{MemoryUse, WeightFormat};
+
 use crate::backend::{Backend, PartsOf};
 use crate::config::MoeConfig;
 use crate::error::{Error, Result};
@@ -57,7 +61,7 @@ impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
                         None => None,
                         Some(gate) => {
                             let shape = [1, config.hidden_size];
-                            Some(backend.prepare_gate(shape, RouterWeights::model(gate), stream)?)
+                            Some(backend.prepare_gate(shape, RouterWeights::new(gate), stream)?)
                         }
                     },
                     experts: match shared.experts {

@@ -19,6 +19,7 @@ pub struct Computed {
     /// `[T, E]`: the weight of each expert, 0 elsewhere.
     pub combine_weights: Vec<f32>,
     pub tokens_per_expert: Vec<u32>,
+    num_tokens: usize,
 }
 
 impl Computed {
@@ -30,12 +31,13 @@ impl Computed {
         stream: &B::Stream,
     ) -> Result<Self> {
         let MoeConfig { num_experts, top_k, .. } = *config;
+        let choices = config.router_experts();
         let num_tokens = workspace.plan().num_tokens();
         let routing = workspace.routing()?;
 
         let mut stored = vec![T::from_f32(0.0); out.len()];
         backend.download(out, &mut stored, stream)?;
-        let mut router_logits = vec![0.0; num_tokens * num_experts];
+        let mut router_logits = vec![0.0; num_tokens * choices];
         backend.download(workspace.router_logits()?.buffer(), &mut router_logits, stream)?;
         let mut ids = vec![0; num_tokens * top_k];
         backend.download(routing.topk_ids.buffer(), &mut ids, stream)?;
@@ -47,18 +49,20 @@ impl Computed {
         let mut selected = vec![0; router_logits.len()];
         let mut combine_weights = vec![0.0; router_logits.len()];
         for (assignment, (&id, &weight)) in ids.iter().zip(&weights).enumerate() {
-            let place = assignment / top_k * num_experts + id as usize;
-            selected[place] = 1;
-            combine_weights[place] = weight;
+            // Dropped tokens have no expert.
+            if let Ok(id) = usize::try_from(id) {
+                let place = assignment / top_k * choices + id;
+                selected[place] = 1;
+                combine_weights[place] = weight;
+            }
         }
         let output = stored.into_iter().map(T::to_f32).collect();
-        Ok(Self { output, router_logits, selected, combine_weights, tokens_per_expert })
+        Ok(Self { output, router_logits, selected, combine_weights, tokens_per_expert, num_tokens })
     }
 
-    /// T and E.
+    /// T, and all experts that a token can have, those without weights included.
     pub fn by_expert(&self) -> [usize; 2] {
-        let num_experts = self.tokens_per_expert.len();
-        [self.selected.len() / num_experts, num_experts]
+        [self.num_tokens, self.selected.len() / self.num_tokens.max(1)]
     }
 }
 

@@ -26,10 +26,11 @@ use std::time::Instant;
 use anyhow::{Result, anyhow, bail};
 use clap::Parser;
 use half::{bf16, f16};
-use moe_kernels::element::Float;
+use moe_kernels::config::{Capacity, Selection};
+use moe_kernels::element::{Element, Float};
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
 use moe_kernels::ops::{LayerInput, Output};
-use moe_kernels::weights::LayerWeights;
+use moe_kernels::weights::{ExpertWeights, LayerWeights};
 use moe_kernels::{Error, MoeLayer};
 
 use args::{Args, BackendName, DTypeName};
@@ -99,23 +100,56 @@ fn run_kernels<D: Device>(args: &Args, device: &D) -> Result<bool> {
     }
 }
 
+/// Where each of the sequences of `[B, S, H]` starts.
+fn sequences(shape: &[usize]) -> Vec<u32> {
+    let length = shape[shape.len() - 2];
+    let count = shape[..shape.len() - 2].iter().product::<usize>();
+    (0..=count).map(|sequence| (sequence * length) as u32).collect()
+}
+
 fn run_on<D: Device, T: Float>(args: &Args, device: &D) -> Result<bool> {
     let source = Source::open(args)?;
+    match source.quantisation() {
+        None => run_weights(args, device, &source, Source::weights::<T>),
+        Some(_) => run_weights(args, device, &source, Source::quantised_weights::<T>),
+    }
+}
+
+/// With weights in format `W`.
+fn run_weights<D: Device, W: ExpertWeights>(
+    args: &Args,
+    device: &D,
+    source: &Source,
+    weights: impl FnOnce(&Source) -> Result<LayerWeights<W>>,
+) -> Result<bool> {
     let config = source.config().clone();
     let shape = source.token_shape(args.tokens)?;
     let num_tokens = shape[..shape.len() - 1].iter().product();
-    memory::ensure_fits::<D::Backend, T>(&source, num_tokens, device.memory_bytes())?;
+    memory::ensure_fits::<D::Backend, W::Element>(source, num_tokens, device.memory_bytes())?;
 
     let (backend, stream) = (device.backend(), device.stream());
-    let (router, experts) = source.weights::<T>()?;
-    let layer =
-        MoeLayer::new(backend.clone(), config.clone(), LayerWeights::new(router, experts), stream)?;
+    let weights = weights(source)?;
+    let layer = MoeLayer::<_, W>::new(backend.clone(), config.clone(), weights, stream)?;
     let mut workspace = layer.workspace(num_tokens)?;
-    let x = backend.buffer_from("hidden_states", &source.tokens::<T>(&shape)?, stream)?;
-    let mut out = backend.allocate::<T>("output", num_tokens * config.hidden_size)?;
+    let x = backend.buffer_from("hidden_states", &source.tokens::<W::Element>(&shape)?, stream)?;
+    let mut out = backend.allocate::<W::Element>("output", num_tokens * config.hidden_size)?;
 
-    let input =
+    let mut input =
         LayerInput::new(Matrix::contiguous("hidden_states", &x, num_tokens, config.hidden_size)?);
+    let token_ids = match (config.router.selection, source.token_ids()?) {
+        (Selection::HashTable { .. }, Some(ids)) => {
+            Some(backend.buffer_from("token_ids", &ids, stream)?)
+        }
+        _ => None,
+    };
+    input.token_ids = token_ids.as_ref();
+    let sequence_offsets = match config.router.capacity {
+        Capacity::Sequence { .. } => {
+            Some(backend.buffer_from("sequence_offsets", &sequences(&shape), stream)?)
+        }
+        _ => None,
+    };
+    input.sequence_offsets = sequence_offsets.as_ref();
     let warm_up = u64::from(args.repeat > 1);
     let mut seconds = Vec::new();
     let mut kernels = Vec::new();
@@ -134,7 +168,7 @@ fn run_on<D: Device, T: Float>(args: &Args, device: &D) -> Result<bool> {
     }
 
     let computed = Computed::download(backend, &workspace, &out, &config, stream)?;
-    let check = Check::new(&source, &computed, T::DTYPE, &shape)?;
+    let check = Check::new(source, &computed, W::Element::DTYPE, &shape)?;
     if let Some(path) = &args.save {
         save::save(&computed, path, &shape)?;
     }
@@ -145,7 +179,7 @@ fn run_on<D: Device, T: Float>(args: &Args, device: &D) -> Result<bool> {
         path: launches::path(&kernels),
         kernels: &kernels,
         wgmmas: device.wgmmas(),
-        dtype: T::DTYPE,
+        dtype: W::Element::DTYPE,
         num_tokens,
         config: &config,
         weight_bytes: layer.weight_bytes(),

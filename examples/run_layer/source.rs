@@ -8,7 +8,7 @@ use moe_kernels::checkpoint::{Checkpoint, CheckpointLayer, StoredTensor};
 use moe_kernels::config::{ModelConfig, MoeConfig};
 use moe_kernels::element::Float;
 use moe_kernels::ops::ExpertShape;
-use moe_kernels::weights::{DenseExperts, RouterWeights};
+use moe_kernels::weights::{DenseExperts, LayerWeights, QuantFormat, QuantisedExperts};
 use serde_json::Value;
 
 use crate::args::Args;
@@ -21,9 +21,10 @@ const DEFAULT_FIXTURE: &str =
 const DEFAULT_TOKENS: usize = 64;
 
 const STORED_TOKENS: &str = "fixture.hidden_states";
+const STORED_IDS: &str = "fixture.input_ids";
 
 pub enum Source {
-    Stored { checkpoint: Checkpoint, family: &'static str, layer: CheckpointLayer },
+    Stored { checkpoint: Checkpoint, family: &'static str, layer: Box<CheckpointLayer> },
     Named { model: &'static NamedModel, config: MoeConfig },
 }
 
@@ -46,24 +47,24 @@ impl Source {
                     Ok(ModelConfig::parse(&header["config"].to_string(), &ignored)?)
                 })
                 .with_context(|| format!("{}: metadata \"fixture\"", path.display())),
-            None => checkpoint.config_json().map_err(anyhow::Error::from).and_then(|config| {
-                ModelConfig::parse(&config, &ignored)
-                    .with_context(|| format!("{}: config.json", path.display()))
-            }),
+            None => checkpoint
+                .model(&ignored)
+                .with_context(|| format!("{}: what describes the model", path.display())),
         }?;
         let family = model.family.name;
         let layer = match args.layer {
             Some(layer) => layer,
             None => *checkpoint.moe_layers(model.family).first().ok_or_else(|| {
                 let names = &model.family.tensors;
-                let router = format!("{}{}", names.block, names.router).replace("{layer}", "N");
+                let router = format!("{}{}", names.blocks[0], names.router.weight);
+                let router = router.replace("{layer}", "N");
                 anyhow!(
                     "{}: no layer N has a tensor \"{router}\" (family {family})",
                     path.display()
                 )
             })?,
         };
-        let layer = checkpoint.layer(&model, layer)?;
+        let layer = Box::new(checkpoint.layer(&model, layer)?);
         Ok(Self::Stored { checkpoint, family, layer })
     }
 
@@ -147,26 +148,62 @@ impl Source {
         }
     }
 
-    /// The weights; the experts' are read, and the progress shown, when the backend asks.
-    pub fn weights<T: Float>(&self) -> Result<(RouterWeights<T>, DenseExperts<T>)> {
+    /// Vocabulary ids of the tokens, where the file stores any.
+    pub fn token_ids(&self) -> Result<Option<Vec<u32>>> {
+        let Self::Stored { checkpoint, .. } = self else { return Ok(None) };
+        if !checkpoint.contains(STORED_IDS) {
+            return Ok(None);
+        }
+        let ids = checkpoint.tensor(STORED_IDS, "the tokens' ids")?.read_f64()?;
+        Ok(Some(ids.into_iter().map(|id| id as u32).collect()))
+    }
+
+    /// How the routed experts are quantised; `None` where they are not.
+    pub fn quantisation(&self) -> Option<QuantFormat> {
+        match self {
+            Self::Stored { layer, .. } => layer.quantisation(),
+            Self::Named { .. } => None,
+        }
+    }
+
+    /// The weights of a layer that is not quantised; the experts' are read, and the progress shown, when
+    /// the backend asks.
+    pub fn weights<T: Float>(&self) -> Result<LayerWeights<DenseExperts<T>>> {
         let config = self.config();
-        let (verb, router, experts) = match self {
-            Self::Stored { layer, .. } => ("loading", layer.router_weights()?, layer.experts()?),
+        let (verb, mut weights) = match self {
+            Self::Stored { layer, .. } => ("loading", layer.weights()?),
             Self::Named { .. } => {
                 let experts = synthetic::Experts(ExpertShape::from(config));
                 let experts = DenseExperts::from_source(ExpertShape::from(config), experts)?;
-                ("making", synthetic::router(config), experts)
+                ("making", LayerWeights::new(synthetic::router(config), experts))
             }
         };
-        let matrices = 3 * config.num_experts as u64;
+        let progress = self.progress(verb)?;
+        weights.experts = weights.experts.inspect(move |_, _| progress());
+        Ok(weights)
+    }
+
+    /// The same of a layer whose experts are quantised.
+    pub fn quantised_weights<T: Float>(&self) -> Result<LayerWeights<QuantisedExperts<T>>> {
+        let Self::Stored { layer, .. } = self else { bail!("named models are not quantised") };
+        let mut weights = layer.quantised_weights()?;
+        let progress = self.progress("loading")?;
+        weights.experts = weights.experts.inspect(move |_, _| progress());
+        Ok(weights)
+    }
+
+    /// A bar that each call moves on by one of the experts' matrices.
+    fn progress(&self, verb: &'static str) -> Result<impl Fn() + Send + Sync + 'static> {
+        let config = self.config();
+        let of_each = if config.experts.activation.is_gated() { 3 } else { 2 };
+        let matrices = of_each * config.num_experts as u64;
         let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {elapsed} ({eta})")?;
         let bar = ProgressBar::new(matrices).with_style(style).with_message(verb);
-        let experts = experts.inspect(move |_, _| {
+        Ok(move || {
             bar.inc(1);
             if bar.position() == matrices {
                 bar.finish_and_clear();
             }
-        });
-        Ok((router, experts))
+        })
     }
 }

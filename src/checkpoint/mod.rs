@@ -1,11 +1,15 @@
-//! Layers from safetensors files and checkpoint folders, memory-mapped.
+//! Layers from safetensors and GGUF files and from checkpoint folders, memory-mapped.
 //!
-//! A checkpoint is one `.safetensors` file, or a folder with `config.json` and either
+//! A checkpoint is one `.safetensors` or `.gguf` file, or a folder with `config.json` and either
 //! `model.safetensors` or the shards that `model.safetensors.index.json` lists. Only the shards
 //! that hold the layer's tensors are opened, and only the tensors that are read are paged in.
 
+mod experts;
+mod gguf;
 mod layer;
+mod quantised;
 mod tensor;
+mod view;
 
 pub use layer::CheckpointLayer;
 pub use tensor::StoredTensor;
@@ -128,6 +132,20 @@ impl Checkpoint {
         }
     }
 
+    /// What the file's own metadata or the `config.json` beside it says of the model; `ignored` as in
+    /// [`MoeConfig::from_hf_config_ignoring`](crate::MoeConfig::from_hf_config_ignoring).
+    ///
+    /// # Errors
+    /// [`Error::Io`], and as [`ModelConfig::parse`] and [`ModelConfig::from_gguf`].
+    pub fn model(&self, ignored: &[&str]) -> Result<ModelConfig> {
+        if let [file] = self.files.as_slice()
+            && let Some(metadata) = file.mapped.get().and_then(|mapped| mapped.gguf())
+        {
+            return ModelConfig::from_gguf(metadata);
+        }
+        ModelConfig::parse(&self.config_json()?, ignored)
+    }
+
     /// Names of all tensors, in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.names.keys().map(String::as_str)
@@ -154,16 +172,24 @@ impl Checkpoint {
         StoredTensor::find(mapped, name).ok_or_else(missing)
     }
 
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
     /// The layers that hold a router of `family`, in ascending order.
     pub fn moe_layers(&self, family: &Family) -> Vec<usize> {
-        let tensor = format!("{}{}", family.tensors.block, family.tensors.router);
-        let Some((prefix, suffix)) = tensor.split_once("{layer}") else { return Vec::new() };
-        let mut layers: Vec<usize> = self
-            .names()
-            .filter_map(|name| name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok())
-            .collect();
-        layers.sort_unstable();
-        layers
+        let names = &family.tensors;
+        let mut layers = BTreeSet::new();
+        for block in names.blocks {
+            let tensor = format!("{block}{}", names.router.weight);
+            let Some((prefix, suffix)) = tensor.split_once("{layer}") else { continue };
+            let number = |name: &str| -> Option<usize> {
+                name.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok()
+            };
+            layers.extend(self.names().filter_map(number));
+        }
+        layers.into_iter().collect()
     }
 
     /// The MoE layer `layer` of a model, with every shape and type checked; nothing is read yet.

@@ -10,11 +10,12 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
+use serde_json::{Map, Value};
 
 use crate::element::{DType, Float};
 use crate::error::{Error, Result, vec_with_room};
 
-use super::io_error;
+use super::{gguf, io_error};
 
 /// A safetensors file in memory, with its header read and checked.
 #[derive(Debug)]
@@ -23,13 +24,28 @@ pub(super) struct MappedFile {
     map: Mmap,
     tensors: HashMap<String, Entry>,
     metadata: HashMap<String, String>,
+    gguf: Option<Map<String, Value>>,
 }
 
+/// A tensor's place in its file.
 #[derive(Clone, Debug)]
-struct Entry {
+pub(super) struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Range<usize>,
+    /// Its type, where that is none of those that are read.
+    foreign: Option<String>,
+}
+
+impl Entry {
+    pub(super) fn new(dtype: Dtype, shape: Vec<usize>, bytes: Range<usize>) -> Self {
+        Self { dtype, shape, bytes, foreign: None }
+    }
+
+    /// A tensor of a type that nothing here reads.
+    pub(super) fn unreadable(shape: Vec<usize>, dtype: String) -> Self {
+        Self { dtype: Dtype::BOOL, shape, bytes: 0..0, foreign: Some(dtype) }
+    }
 }
 
 impl MappedFile {
@@ -49,6 +65,20 @@ impl MappedFile {
         #[expect(unsafe_code, reason = "memory-mapping a file")]
         let map = unsafe { Mmap::map(&file) }.map_err(|error| io_error(path, error))?;
 
+        if map.starts_with(gguf::MAGIC) {
+            let header = gguf::parse(&map).map_err(|reason| Error::File {
+                path: path.to_owned(),
+                reason: format!("not a GGUF file that can be read: {reason}"),
+            })?;
+            let (tensors, gguf) = (header.tensors, Some(header.metadata));
+            return Ok(Self {
+                path: path.to_owned(),
+                map,
+                tensors,
+                metadata: HashMap::new(),
+                gguf,
+            });
+        }
         // Reading the tensors too, and not the header alone, checks that the file is whole.
         SafeTensors::deserialize(&map).map_err(|error| invalid(error.to_string()))?;
         let (header_len, header) =
@@ -60,15 +90,19 @@ impl MappedFile {
             .map(|(name, info)| {
                 let (start, end) = info.data_offsets;
                 let bytes = data + start..data + end;
-                (name, Entry { dtype: info.dtype, shape: info.shape.clone(), bytes })
+                (name, Entry::new(info.dtype, info.shape.clone(), bytes))
             })
             .collect();
         let metadata = header.metadata().clone().unwrap_or_default();
-        Ok(Self { path: path.to_owned(), map, tensors, metadata })
+        Ok(Self { path: path.to_owned(), map, tensors, metadata, gguf: None })
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    pub(super) fn gguf(&self) -> Option<&Map<String, Value>> {
+        self.gguf.as_ref()
     }
 
     pub(super) fn metadata(&self, key: &str) -> Option<&str> {
@@ -119,6 +153,14 @@ impl StoredTensor {
         Err(Error::shape(&self.name, expected, self.shape()))
     }
 
+    pub(super) fn expect_dtype(&self, expected: &[Dtype]) -> Result<()> {
+        if expected.contains(&self.entry.dtype) {
+            return Ok(());
+        }
+        let names: Vec<_> = expected.iter().map(Dtype::to_string).collect();
+        Err(self.wrong_dtype(&names.join(" or ")))
+    }
+
     pub(super) fn expect_float(&self) -> Result<()> {
         match self.entry.dtype {
             Dtype::F32 | Dtype::BF16 | Dtype::F16 => Ok(()),
@@ -132,11 +174,41 @@ impl StoredTensor {
     /// [`Error::DType`] for other tensors, [`Error::Value`] for a finite value that would become
     /// infinite, [`Error::OutOfMemory`].
     pub fn read<T: Float>(&self) -> Result<Vec<T>> {
+        self.read_at(self.shape().iter().product(), |index| index)
+    }
+
+    /// `len` elements, of which number `i` is the tensor's number `place(i)`; as [`StoredTensor::read`].
+    pub(super) fn read_at<T: Float>(
+        &self,
+        len: usize,
+        place: impl Fn(usize) -> usize,
+    ) -> Result<Vec<T>> {
         match self.entry.dtype {
-            Dtype::F32 => self.round(f32::from_le_bytes),
-            Dtype::BF16 => self.round(|bytes| Float::to_f32(bf16::from_le_bytes(bytes))),
-            Dtype::F16 => self.round(|bytes| f16::from_le_bytes(bytes).to_f32()),
+            Dtype::F32 => self.round(len, place, f32::from_le_bytes),
+            Dtype::BF16 => {
+                self.round(len, place, |bytes| Float::to_f32(bf16::from_le_bytes(bytes)))
+            }
+            Dtype::F16 => self.round(len, place, |bytes| f16::from_le_bytes(bytes).to_f32()),
             _ => Err(self.wrong_dtype("F32, BF16 or F16")),
+        }
+    }
+
+    /// The elements of a tensor of whole numbers.
+    ///
+    /// # Errors
+    /// [`Error::DType`], [`Error::Value`] for a number that 32 bits do not hold.
+    pub(super) fn read_i32(&self) -> Result<Vec<i32>> {
+        match self.entry.dtype {
+            Dtype::I32 => self.decode(i32::from_le_bytes),
+            Dtype::I64 => {
+                let wide = self.decode(i64::from_le_bytes)?;
+                let narrow = |value: i64| {
+                    let expected = "a number of 32 bits";
+                    i32::try_from(value).map_err(|_| Error::value(&self.name, value, expected))
+                };
+                wide.into_iter().map(narrow).collect()
+            }
+            _ => Err(self.wrong_dtype("I32 or I64")),
         }
     }
 
@@ -156,8 +228,23 @@ impl StoredTensor {
         }
     }
 
-    fn elements<const N: usize>(&self) -> &[[u8; N]] {
-        self.file.map[self.entry.bytes.clone()].as_chunks::<N>().0
+    pub(super) fn dtype(&self) -> Dtype {
+        self.entry.dtype
+    }
+
+    /// The tensor as it is stored, row by row.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.file.map[self.entry.bytes.clone()]
+    }
+
+    /// Bytes of one element.
+    pub(super) fn element_bytes(&self) -> usize {
+        self.entry.dtype.bitsize() / 8
+    }
+
+    /// Elements of `N` bytes.
+    pub(super) fn elements<const N: usize>(&self) -> &[[u8; N]] {
+        self.bytes().as_chunks::<N>().0
     }
 
     fn decode<const N: usize, U>(&self, element: impl Fn([u8; N]) -> U) -> Result<Vec<U>> {
@@ -167,24 +254,33 @@ impl StoredTensor {
         Ok(decoded)
     }
 
-    fn round<const N: usize, T: Float>(&self, element: impl Fn([u8; N]) -> f32) -> Result<Vec<T>> {
+    fn round<const N: usize, T: Float>(
+        &self,
+        len: usize,
+        place: impl Fn(usize) -> usize,
+        element: impl Fn([u8; N]) -> f32,
+    ) -> Result<Vec<T>> {
+        let elements = self.elements::<N>();
         let overflow = |wide: f32| wide.is_finite() && !T::from_f32(wide).to_f32().is_finite();
+        let values = || (0..len).map(|index| element(elements[place(index)]));
         // Only these types have a smaller range than f32 and, for f16, than bf16.
-        if T::DTYPE != DType::F32 && !self.is(T::DTYPE) {
-            let mut values = self.elements::<N>().iter().map(|&bytes| element(bytes));
-            if let Some(value) = values.find(|&value| overflow(value)) {
-                let expected = format!("a value in the range of {}", T::DTYPE);
-                return Err(Error::value(&self.name, value, expected));
-            }
+        if T::DTYPE != DType::F32
+            && !self.is(T::DTYPE)
+            && let Some(value) = values().find(|&value| overflow(value))
+        {
+            let expected = format!("a value in the range of {}", T::DTYPE);
+            return Err(Error::value(&self.name, value, expected));
         }
-        self.decode(|bytes| T::from_f32(element(bytes)))
+        let mut rounded = vec_with_room(&self.name, len)?;
+        rounded.extend(values().map(T::from_f32));
+        Ok(rounded)
     }
 
-    fn wrong_dtype(&self, expected: &str) -> Error {
+    pub(super) fn wrong_dtype(&self, expected: &str) -> Error {
         Error::DType {
             tensor: self.name.clone(),
             expected: expected.to_owned(),
-            given: self.entry.dtype.to_string(),
+            given: self.entry.foreign.clone().unwrap_or_else(|| self.entry.dtype.to_string()),
         }
     }
 }

@@ -2,14 +2,21 @@
 
 mod experts;
 mod families;
+mod gguf;
 mod hf;
+mod layers;
 mod router;
 
 pub use experts::{
     ActivationFn, ExpertsConfig, GateUpLayout, SharedCombine, SharedExpert, WeightOn,
 };
-pub use families::{ExpertNames, FAMILIES, Family, TensorNames};
+#[cfg(feature = "checkpoint")]
+pub(crate) use families::hashed;
+pub use families::{
+    ExpertNames, FAMILIES, Family, MlpNames, RouterNames, SharedNames, TensorNames,
+};
 pub use hf::ModelConfig;
+use layers::Layers;
 pub use router::{
     Capacity, ExpertGroups, GroupFill, GroupScore, MAX_GROUPS, Renormalize, RouterConfig, Scoring,
     Selection,

@@ -30,7 +30,7 @@ use crate::error::{Result, vec_with_room};
 /// Columns of a panel; ranges given to [`multiply`] start at multiples of it.
 pub(crate) const PANEL: usize = 32;
 /// Steps of a block: 256 x 32 f32 are 32 KiB, two thirds of L1.
-const DEPTH: usize = 256;
+pub(super) const DEPTH: usize = 256;
 /// Rows that a block of weights is multiplied with while it is in L1: 240 x 256 f32 stay in L2.
 pub(crate) const ROWS: usize = 240;
 /// Rows of a tile.
@@ -41,7 +41,33 @@ const STRIDE: usize = DEPTH + 16;
 /// What a panel needs for one `k`: the weights of its 32 columns.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct Step<T>([T; PANEL]);
+pub(super) struct Step<T>(pub(super) [T; PANEL]);
+
+/// A weight matrix `[n, k]` that [`multiply`] takes, panel by panel.
+pub(super) trait Panels: Sync {
+    /// Rows, which are columns of the product.
+    fn n(&self) -> usize;
+
+    /// Depth.
+    fn k(&self) -> usize;
+
+    /// The steps `first..first + DEPTH` of a panel, fewer at the end of `k`: in place, or made in
+    /// `buffer` by `widen`.
+    fn block<'a>(
+        &'a self,
+        first: usize,
+        panel: usize,
+        widen: Widen<'_>,
+        buffer: &'a mut Vec<Step<f32>>,
+    ) -> &'a [Step<f32>];
+
+    /// The memory that [`Panels::block`] reads.
+    fn memory(&self, first: usize, panel: usize) -> &[u8];
+}
+
+/// Conversions by the instructions of this CPU.
+#[derive(Clone, Copy)]
+pub(super) struct Widen<'a>(&'a Kernels);
 
 /// A weight matrix `[n, k]`, packed for [`multiply`].
 #[derive(Debug)]
@@ -78,10 +104,47 @@ impl<T: Float> PackedMatrix<T> {
         size_of_val(&*self.steps)
     }
 
+    /// Bytes of a matrix `[n, k]` as packed.
+    pub(super) fn bytes_of([n, k]: [usize; 2]) -> Option<usize> {
+        n.div_ceil(PANEL).checked_mul(k)?.checked_mul(size_of::<Step<T>>())
+    }
+
     /// The steps `first..first + DEPTH` of a panel; fewer at the end of `k`.
-    fn block(&self, first: usize, panel: usize) -> &[Step<T>] {
+    fn stored(&self, first: usize, panel: usize) -> &[Step<T>] {
         let depth = DEPTH.min(self.k - first);
         &self.steps[first * self.n.div_ceil(PANEL) + panel * depth..][..depth]
+    }
+}
+
+impl<T: Float> Panels for PackedMatrix<T> {
+    fn n(&self) -> usize {
+        self.n
+    }
+
+    fn k(&self) -> usize {
+        self.k
+    }
+
+    fn block<'a>(
+        &'a self,
+        first: usize,
+        panel: usize,
+        widen: Widen<'_>,
+        buffer: &'a mut Vec<Step<f32>>,
+    ) -> &'a [Step<f32>] {
+        let stored = self.stored(first, panel);
+        match cast(stored) {
+            Some(steps) => steps,
+            None => {
+                buffer.resize(DEPTH, Step([0.0; PANEL]));
+                widen.0.widen(flat(stored), flat_mut(buffer));
+                &buffer[..stored.len()]
+            }
+        }
+    }
+
+    fn memory(&self, first: usize, panel: usize) -> &[u8] {
+        bytes(self.stored(first, panel))
     }
 }
 
@@ -114,12 +177,7 @@ impl PackedRows {
 /// `out [m, columns] = x [m, k] * w[columns]ᵀ`, on the calling thread.
 ///
 /// `columns` starts at a multiple of [`PANEL`] and ends at one or at `n`.
-pub(crate) fn multiply<T: Float>(
-    x: &PackedRows,
-    w: &PackedMatrix<T>,
-    columns: Range<usize>,
-    out: &mut [f32],
-) {
+pub(super) fn multiply(x: &PackedRows, w: &impl Panels, columns: Range<usize>, out: &mut [f32]) {
     best().multiply(x, w, columns, out);
 }
 
@@ -188,38 +246,24 @@ impl Kernels {
         }
     }
 
-    fn multiply<T: Float>(
-        &self,
-        x: &PackedRows,
-        w: &PackedMatrix<T>,
-        columns: Range<usize>,
-        out: &mut [f32],
-    ) {
+    fn multiply(&self, x: &PackedRows, w: &impl Panels, columns: Range<usize>, out: &mut [f32]) {
         let width = columns.len();
-        assert!(columns.start.is_multiple_of(PANEL) && columns.end <= w.n);
-        assert!(columns.end.is_multiple_of(PANEL) || columns.end == w.n);
-        assert!(x.k == w.k && out.len() == x.m * width);
+        assert!(columns.start.is_multiple_of(PANEL) && columns.end <= w.n());
+        assert!(columns.end.is_multiple_of(PANEL) || columns.end == w.n());
+        assert!(x.k == w.k() && out.len() == x.m * width);
         out.fill(0.0);
         if out.is_empty() {
             return;
         }
         let panels = columns.start / PANEL..columns.end.div_ceil(PANEL);
         let blocks =
-            || (0..w.k).step_by(DEPTH).flat_map(|first| panels.clone().map(move |p| (first, p)));
+            || (0..w.k()).step_by(DEPTH).flat_map(|first| panels.clone().map(move |p| (first, p)));
         let mut widened = Vec::new();
         for (chunk, out) in out.chunks_mut(ROWS * width).enumerate() {
             for ((first, panel), next) in blocks().zip(blocks().skip(1).chain([(0, panels.start)]))
             {
-                let block = w.block(first, panel);
-                let steps = match cast(block) {
-                    Some(steps) => steps,
-                    None => {
-                        widened.resize(DEPTH, Step([0.0; PANEL]));
-                        self.widen(flat(block), flat_mut(&mut widened));
-                        &widened[..block.len()]
-                    }
-                };
-                let next = w.block(next.0, next.1);
+                let steps = w.block(first, panel, Widen(self), &mut widened);
+                let next = w.memory(next.0, next.1);
                 let left = panel * PANEL - columns.start;
                 self.panel(x.block(first, chunk * ROWS), steps, next, left, width, out);
             }
@@ -227,11 +271,11 @@ impl Kernels {
     }
 
     /// `out[.., left..][.., ..PANEL] += x * w` for all rows of `out [rows, width]`.
-    fn panel<T>(
+    fn panel(
         &self,
         x: &[f32],
         w: &[Step<f32>],
-        next: &[Step<T>],
+        next: &[u8],
         left: usize,
         width: usize,
         out: &mut [f32],
@@ -241,11 +285,11 @@ impl Kernels {
         let whole = right - left == PANEL;
         let mut ragged = [0.0; TILE * PANEL];
         let rows = out.len() / width;
-        let share = size_of_val(next).div_ceil(rows.div_ceil(TILE));
+        let share = next.len().div_ceil(rows.div_ceil(TILE));
         for (i, row) in (0..rows).step_by(TILE).enumerate() {
             let count = TILE.min(rows - row);
             let out = &mut out[row * width..][..count * width];
-            let ahead = next.as_ptr().cast::<u8>().wrapping_add(i * share);
+            let ahead = next.as_ptr().wrapping_add(i * share);
             let args = Args {
                 rows: count,
                 x: &x[row * STRIDE..],
@@ -287,6 +331,11 @@ fn cast<T: 'static, U: 'static>(slice: &[T]) -> Option<&[U]> {
     // SAFETY: the types are the same type.
     (TypeId::of::<T>() == TypeId::of::<U>())
         .then(|| unsafe { std::slice::from_raw_parts(slice.as_ptr().cast(), slice.len()) })
+}
+
+fn bytes<T>(steps: &[Step<T>]) -> &[u8] {
+    // SAFETY: steps of numbers have no padding, see `flat`.
+    unsafe { std::slice::from_raw_parts(steps.as_ptr().cast(), size_of_val(steps)) }
 }
 
 fn flat<T>(steps: &[Step<T>]) -> &[T] {

@@ -9,10 +9,13 @@ use crate::config::ActivationFn;
 use crate::element::Float;
 use crate::error::Result;
 use crate::ops::{Epilogue, ExpertShape, Experts, Gather, GroupedGemm, Projection, RoutingPlan};
-use crate::weights::{DenseExperts, ExpertBiases, ExpertMatrix};
+use crate::weights::{
+    DenseExperts, ExpertBiases, ExpertMatrix, ExpertWeights as _, QuantisedExperts,
+};
 
 use super::activation::activate;
 use super::gemm::{PANEL, PackedMatrix, PackedRows, ROWS, multiply};
+use super::quantised::PackedCodes;
 use super::{Cpu, row, rows_mut};
 
 /// Experts' weights, each matrix repacked once for the micro-kernel.
@@ -26,19 +29,50 @@ pub struct PackedExperts<T> {
 #[derive(Debug)]
 struct PackedExpert<T> {
     /// None without a gate.
-    gate: Option<PackedMatrix<T>>,
-    up: PackedMatrix<T>,
-    down: PackedMatrix<T>,
+    gate: Option<PackedWeights<T>>,
+    up: PackedWeights<T>,
+    down: PackedWeights<T>,
+}
+
+#[derive(Debug)]
+enum PackedWeights<T> {
+    Dense(PackedMatrix<T>),
+    Quantised(PackedCodes),
+}
+
+impl<T: Float> PackedWeights<T> {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(matrix) => matrix.bytes(),
+            Self::Quantised(codes) => codes.bytes(),
+        }
+    }
 }
 
 impl<T: Float> PackedExperts<T> {
     pub(super) fn pack(weights: &DenseExperts<T>) -> Result<Self> {
-        let shape = crate::weights::ExpertWeights::shape(weights);
-        let pack = |expert, matrix: ExpertMatrix| -> Result<PackedMatrix<T>> {
+        let shape = weights.shape();
+        Self::of(shape, weights.biases(), |expert, matrix| {
             let elements = weights.read(expert, matrix)?;
             let [n, k] = matrix.dims(shape);
-            PackedMatrix::pack(n, k, |row| &elements[row * k..][..k])
-        };
+            PackedMatrix::pack(n, k, |row| &elements[row * k..][..k]).map(PackedWeights::Dense)
+        })
+    }
+
+    pub(super) fn pack_codes(weights: &QuantisedExperts<T>) -> Result<Self> {
+        let shape = weights.shape();
+        Self::of(shape, weights.biases(), |expert, matrix| {
+            let read = weights.read(expert, matrix)?;
+            let dims = matrix.dims(shape);
+            PackedCodes::pack(weights.format(), dims, &read).map(PackedWeights::Quantised)
+        })
+    }
+
+    fn of(
+        shape: ExpertShape,
+        biases: Option<&ExpertBiases>,
+        pack: impl Fn(usize, ExpertMatrix) -> Result<PackedWeights<T>>,
+    ) -> Result<Self> {
         let experts = (0..shape.num_experts)
             .map(|expert| {
                 Ok(PackedExpert {
@@ -51,7 +85,7 @@ impl<T: Float> PackedExperts<T> {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { shape, biases: weights.biases().cloned(), experts })
+        Ok(Self { shape, biases: biases.cloned(), experts })
     }
 }
 
@@ -67,7 +101,7 @@ impl<T: Float> Experts for PackedExperts<T> {
     fn bytes(&self) -> usize {
         let biases = self.biases.as_ref().map_or(0, |b| 4 * (b.gate_up.len() + b.down.len()));
         let matrices = self.experts.iter().flat_map(|expert| {
-            expert.gate.iter().chain([&expert.up, &expert.down]).map(PackedMatrix::bytes)
+            expert.gate.iter().chain([&expert.up, &expert.down]).map(PackedWeights::bytes)
         });
         matrices.sum::<usize>() + biases
     }
@@ -273,7 +307,10 @@ fn multiply_by<T: Float>(
     let Some(matrix) = matrix else { unreachable!("the contract knows whether there is a gate") };
     sums.resize(len, 0.0);
     let width = columns.len();
-    multiply(x, matrix, columns.clone(), sums);
+    match matrix {
+        PackedWeights::Dense(matrix) => multiply(x, matrix, columns.clone(), sums),
+        PackedWeights::Quantised(codes) => multiply(x, codes, columns.clone(), sums),
+    }
     if let Some(weights) = expert.row_weights {
         for (sums, weight) in sums.chunks_exact_mut(width).zip(weights) {
             sums.iter_mut().for_each(|sum| *sum *= weight);

@@ -37,10 +37,13 @@ pub use context::{Cuda, Path};
 pub use weights::{CudaExperts, CudaGate};
 
 use crate::backend::{Backend, sealed};
-use crate::element::Float;
+use crate::element::{DType, Float};
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Combine, GroupedGemm, Permute, Plan, Router, RowWeights, SharedRows};
-use crate::weights::{ExpertWeights, Format, RouterWeights};
+use crate::ops::{
+    Activation, Combine, ExpertShape, GateParts, GroupedGemm, Permute, Plan, Router, RowWeights,
+    SharedRows,
+};
+use crate::weights::{ExpertBiases, ExpertWeights, Format, QuantFormat, RouterWeights};
 
 use driver::{Driver, DriverError};
 
@@ -78,7 +81,28 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
     ) -> Result<CudaExperts<D, W::Element>> {
         match weights.into_format() {
             Format::Dense(experts) => CudaExperts::upload(self, &experts, stream),
+            Format::Quantised(experts) => Err(not_yet(&experts.format().to_string())),
         }
+    }
+
+    fn gate_bytes<T: Float>(shape: [usize; 2], router: DType, parts: GateParts) -> Option<usize> {
+        let dtype = if router == T::DTYPE && !parts.input_scale { T::DTYPE } else { DType::F32 };
+        let matrix = shape[0].checked_mul(shape[1])?.checked_mul(dtype.size())?;
+        matrix.checked_add(parts.bytes(shape[0])?)
+    }
+
+    fn expert_bytes<T: Float>(
+        shape: ExpertShape,
+        format: Option<QuantFormat>,
+        biases: bool,
+    ) -> Option<usize> {
+        ExpertBiases::with_matrices(shape, biases, |matrix| {
+            let [rows, columns] = matrix.dims(shape);
+            match format {
+                None => rows.checked_mul(columns)?.checked_mul(T::DTYPE.size()),
+                Some(format) => Some(format.matrix_bytes([rows, columns])),
+            }
+        })
     }
 
     fn router<T: Float>(
@@ -134,6 +158,7 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
             op.experts.place(),
             op.out.buffer().place("grouped GEMM output"),
         ])?;
+        self.check_places(op.row_weights.map(|weights| weights.place("row_weights")))?;
         grouped_gemm::run(self, op, stream)
     }
 

@@ -354,18 +354,88 @@ pub(crate) fn grouped_gemm(
     out
 }
 
+/// Each row's sums times its weight, plus its expert's biases `[E, columns]`.
+pub(crate) fn adjust(
+    sums: &[f64],
+    plan: &Plan,
+    columns: usize,
+    row_weights: Option<&[f64]>,
+    biases: Option<&[f64]>,
+) -> Vec<f64> {
+    let mut out = Vec::new();
+    for expert in 0..plan.tokens_per_expert.len() {
+        for row in plan.expert_offsets[expert] as usize..plan.expert_offsets[expert + 1] as usize {
+            for column in 0..columns {
+                let weight = row_weights.map_or(1.0, |weights| weights[row]);
+                let bias = biases.map_or(0.0, |biases| biases[expert * columns + column]);
+                out.push(sums[row * columns + column] * weight + bias);
+            }
+        }
+    }
+    out
+}
+
+/// Of products with the gate and the up projection; without a gate of the only product, and `up` is
+/// empty.
 pub(crate) fn activation(
     function: ActivationFn,
     gate: &[f64],
     up: &[f64],
     store: Store<'_>,
 ) -> Vec<f64> {
+    if !function.is_gated() {
+        assert!(up.is_empty());
+        return gate.iter().map(|&u| store(activated(function, u, f64::NAN))).collect();
+    }
     assert_eq!(gate.len(), up.len());
-    let act = |g: f64| match function {
-        ActivationFn::SwiGlu => g / (1.0 + (-g).exp()),
-        ref other => panic!("the oracle does not know {other:?}"),
+    gate.iter().zip(up).map(|(&g, &u)| store(activated(function, g, u))).collect()
+}
+
+fn activated(function: ActivationFn, g: f64, u: f64) -> f64 {
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    let relu = |x: f64| if x < 0.0 { 0.0 } else { x };
+    // A NaN is neither below nor above.
+    let least = |x: f64, limit: f32| if x > limit.into() { limit.into() } else { x };
+    let within = |x: f64, limit: f32| {
+        let x = least(x, limit);
+        if x < f64::from(-limit) { f64::from(-limit) } else { x }
     };
-    gate.iter().zip(up).map(|(&g, &u)| store(act(g) * u)).collect()
+    let gelu_tanh = |x: f64| {
+        let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+        x / 2.0 * (1.0 + inner.tanh())
+    };
+    let gelu_erf = |x: f64| x / 2.0 * (1.0 + erf(x / 2f64.sqrt()));
+    match function {
+        ActivationFn::SwiGlu => silu(g) * u,
+        ActivationFn::GeGluTanh => gelu_tanh(g) * u,
+        ActivationFn::GeGluErf => gelu_erf(g) * u,
+        ActivationFn::ReGlu => relu(g) * u,
+        ActivationFn::SwiGluClamped { limit } => silu(least(g, limit)) * within(u, limit),
+        ActivationFn::SwiGluThenClamp { limit } => least(silu(g), limit) * within(u, limit),
+        ActivationFn::SwiGluOai { alpha, limit } => {
+            let g = least(g, limit);
+            g / (1.0 + (-f64::from(alpha) * g).exp()) * (within(u, limit) + 1.0)
+        }
+        ActivationFn::Relu => relu(g),
+        ActivationFn::Relu2 => relu(g).powi(2),
+        ActivationFn::Silu => silu(g),
+        ActivationFn::GeluTanh => gelu_tanh(g),
+        ActivationFn::GeluErf => gelu_erf(g),
+        ref other => panic!("the oracle does not know {other:?}"),
+    }
+}
+
+/// By the series of positive terms `2/sqrt(pi) exp(-x^2) sum 2^n x^(2n+1) / (1 * 3 * ... * (2n+1))`.
+pub(crate) fn erf(x: f64) -> f64 {
+    if x.is_nan() || x.abs() > 6.0 {
+        return if x.is_nan() { x } else { x.signum() };
+    }
+    let (mut term, mut sum) = (x, 0.0);
+    for n in 1..200 {
+        sum += term;
+        term *= 2.0 * x * x / f64::from(2 * n + 1);
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
 }
 
 /// What an output has besides its experts' rows.

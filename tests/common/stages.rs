@@ -326,26 +326,29 @@ pub(crate) fn run_permute<B: Backend, T: Storage>(
     rows.take("rows", device, &rows_buffer)
 }
 
-/// `[R, I]` from `[R, 2I]`, for a plan of `routed` rows of `rows`; the others hold poison.
+/// `[R, I]` from `[R, 2I]`, or from `[R, I]` without a gate, for a plan of `routed` rows of `rows`; the
+/// others hold poison.
 pub(crate) fn run_activation<B: Backend, T: Storage>(
     device: &Device<B>,
+    function: ActivationFn,
     gate_up: &[T],
     columns: usize,
     rows: usize,
     pad: Pad,
 ) -> Vec<T> {
-    let routed = gate_up.len() / (2 * columns);
+    let width = if function.is_gated() { 2 * columns } else { columns };
+    let routed = gate_up.len() / width;
     let mut ids = vec![-1; rows];
     ids[..routed].fill(0);
     let plan = device.plan(&ids, 1, 3);
     let mut gate_up = gate_up.to_vec();
-    gate_up.resize(rows * 2 * columns, T::POISON);
-    let gate_up = Placed::new(&gate_up, rows, 2 * columns, pad);
+    gate_up.resize(rows * width, T::POISON);
+    let gate_up = Placed::new(&gate_up, rows, width, pad);
     let gate_up_buffer = gate_up.put(device);
     let out = Placed::poison(rows, columns, pad);
     let mut out_buffer = out.put(device);
     let op = Activation::new(
-        ActivationFn::SwiGlu,
+        function,
         Matrix::new("gate_up", &gate_up_buffer, gate_up.layout).unwrap(),
         &plan,
         MatrixMut::new("out", &mut out_buffer, out.layout).unwrap(),
