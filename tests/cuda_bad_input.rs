@@ -123,9 +123,8 @@ fn addresses_that_are_null_or_misaligned() {
     assert_exact("afterwards", &bits(&given), &bits(&parts.typed()), 0);
 }
 
-#[test]
-fn a_workspace_too_small() {
-    let Some(device) = device() else { return };
+/// A layer whose workspace has all buffers that there are.
+fn with_every_buffer() -> MoeConfig {
     let mut config = MoeConfig::new(64, 32, 8, 2);
     config.experts.weight_on = WeightOn::Input;
     config.experts.latent_size = Some(24);
@@ -134,6 +133,13 @@ fn a_workspace_too_small() {
         activation: ActivationFn::SwiGlu,
         combine: SharedCombine::SigmoidGate,
     });
+    config
+}
+
+#[test]
+fn a_workspace_too_small() {
+    let Some(device) = device() else { return };
+    let config = with_every_buffer();
     let needed = raw::workspace_bytes::<EmulatedDriver, bf16>(&config, 16).unwrap();
     let memory = device.put(&vec![0u8; needed]);
     let make = |address, bytes| {
@@ -153,15 +159,16 @@ fn a_workspace_too_small() {
 #[test]
 fn a_workspace_of_gaps() {
     let Some(device) = device() else { return };
-    let config = MoeConfig::new(8, 8, 1, 1);
-    let bytes = raw::workspace_bytes::<EmulatedDriver, bf16>(&config, 1).unwrap();
-    let memory = device.put(&vec![0u8; bytes + 1]);
-    // SAFETY: the memory holds that many bytes from its second one on.
-    #[allow(unsafe_code)]
-    let workspace = unsafe {
-        raw::workspace::<_, bf16>(&device.backend, &config, 1, memory.address() + 1, bytes)
-    };
-    assert_eq!(workspace.unwrap().max_tokens(), 1);
+    for config in [MoeConfig::new(8, 8, 1, 1), with_every_buffer()] {
+        let bytes = raw::workspace_bytes::<EmulatedDriver, bf16>(&config, 1).unwrap();
+        let memory = device.put(&vec![0u8; bytes + 1]);
+        // SAFETY: the memory holds that many bytes from its second one on.
+        #[allow(unsafe_code)]
+        let workspace = unsafe {
+            raw::workspace::<_, bf16>(&device.backend, &config, 1, memory.address() + 1, bytes)
+        };
+        assert_eq!(workspace.unwrap().max_tokens(), 1);
+    }
 }
 
 #[test]
