@@ -3,7 +3,7 @@
 //! Values from the models' published config.json files, with keys under their official names, so that a
 //! family's own rules read them. Published sizes are in billions of parameters.
 
-use moe_kernels::config::ModelConfig;
+use moe_kernels::config::{ModelConfig, SharedExpert};
 use moe_kernels::{MoeConfig, Result};
 
 /// A released model.
@@ -23,9 +23,11 @@ impl NamedModel {
         ModelConfig::parse(self.json, &[])
     }
 
-    #[allow(dead_code, reason = "run_layer asks for the family too")]
     pub fn config(&self) -> Result<MoeConfig> {
-        self.model().map(|model| model.moe)
+        let mut moe = self.model()?.moe;
+        let merged = moe.can_merge_shared();
+        moe.experts.shared = moe.experts.shared.map(|shared| SharedExpert { merged, ..shared });
+        Ok(moe)
     }
 }
 

@@ -104,24 +104,26 @@ ABI_ASSERT(sizeof(RouterCapacityArgs) == 56);
 
 // From ids to rows.  Each kernel of the stage takes the same arguments.
 typedef struct PlanArgs {
-  uint64_t topk_ids;           // int32_t [T, K]; 0: expert 0 for all
+  uint64_t topk_ids;           // int32_t [T, routed_k]
   uint64_t ids_stride;
   uint64_t expert_map;         // int32_t [expert_map_len]: global id -> local id or -1
-  uint64_t topk_weights;       // float [T, K]: read with row_weights alone
+  uint64_t topk_weights;       // float [T, routed_k]: read with row_weights alone
   uint64_t weights_stride;
   uint64_t tokens_per_expert;  // uint32_t [E]
   uint64_t expert_offsets;     // uint32_t [E + 1]
   uint64_t token_of_row;       // uint32_t [R]
   uint64_t row_of_assignment;  // uint32_t [R]
-  uint64_t row_weights;        // float [R]: each row's topk_weights; 0: not asked for
+  uint64_t row_weights;        // float [R]: each row's topk_weights, or 1 from routed_k on; 0: not asked for
   uint64_t scratch;            // uint32_t [chunks, E]; what it holds before does not matter
   TokenCount num_tokens;
   uint32_t expert_map_len;
   uint32_t num_experts;
   uint32_t top_k;
   uint32_t assignments_per_chunk;
+  uint32_t routed_k;  // choices that ids make; the others, up to top_k, are the last experts, for every token
+  uint32_t reserved;
 } PlanArgs;
-ABI_ASSERT(sizeof(PlanArgs) == 120);
+ABI_ASSERT(sizeof(PlanArgs) == 128);
 
 // rows[r] = x[token_of_row[r]]
 typedef struct PermuteArgs {
@@ -206,13 +208,14 @@ ABI_ASSERT(sizeof(ActivationArgs) == 104);
 // zero_first <= topk_ids[t, k] < zero_end) + shared_scale * shared_weights[t] * shared[t] + bias
 typedef struct CombineArgs {
   uint64_t rows;               // float16 [R, H]
-  uint64_t topk_weights;       // float [T, K]; 0: all 1
+  uint64_t topk_weights;       // float [T, routed_k]; 0: all 1
   uint64_t row_of_assignment;  // uint32_t [R]
   uint64_t out;                // float16 [T, H]
   uint64_t x;                  // float16 [T, H]: the output of experts without weights; 0: there are none
-  uint64_t topk_ids;           // int32_t [T, K]: read with x alone
+  uint64_t topk_ids;           // int32_t [T, routed_k]: read with x alone
   uint64_t shared;             // float16 [T, H]; 0: none
   uint64_t shared_weights;     // float [T, 1]; 0: all 1
+  uint64_t always_weights;     // float [T, 1]: of choices from routed_k on; 0: all 1
   uint64_t bias;               // float [H]; 0: none
   uint64_t rows_stride;
   uint64_t weights_stride;
@@ -221,6 +224,7 @@ typedef struct CombineArgs {
   uint64_t ids_stride;
   uint64_t shared_stride;
   uint64_t shared_weights_stride;
+  uint64_t always_stride;
   TokenCount num_tokens;
   uint32_t hidden_size;
   uint32_t top_k;
@@ -229,6 +233,8 @@ typedef struct CombineArgs {
   float shared_scale;
   uint32_t zero_first;
   uint32_t zero_end;
+  uint32_t routed_k;  // choices with topk_weights and scale; the others have always_weights and always_scale
+  float always_scale;
   uint32_t reserved;
 } CombineArgs;
-ABI_ASSERT(sizeof(CombineArgs) == 176);
+ABI_ASSERT(sizeof(CombineArgs) == 200);

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::ops::{
     ExpertShape, Layer, LayerInput, LayerParts, Output, SharedExperts, SharedPart, Workspace,
 };
-use crate::weights::{ExpertWeights, LayerWeights, RouterWeights, SharedFormat};
+use crate::weights::{ExpertWeights, LayerWeights, RouterWeights, SharedFormat, SharedWeights};
 
 /// A Mixture-of-Experts layer on backend `B` with weights in format `W`.
 ///
@@ -51,6 +51,20 @@ impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
             return Err(Error::shape("experts [E, H, I]", expected.dims(), given.dims()));
         }
         let gate_shape = [config.router_experts(), config.hidden_size];
+        let merged = config.experts.shared.is_some_and(|shared| shared.merged);
+        let (experts, shared) = match shared {
+            Some(SharedWeights { experts: SharedFormat::Same(own), gate }) if merged => {
+                let experts = experts.merged(own)?;
+                (experts, Some(SharedWeights { experts: None, gate }))
+            }
+            shared => {
+                let shared = shared.map(|shared| SharedWeights {
+                    experts: Some(shared.experts),
+                    gate: shared.gate,
+                });
+                (experts, shared)
+            }
+        };
         let parts = LayerParts {
             gate: backend.prepare_gate(gate_shape, router, stream)?,
             experts: backend.prepare(experts, stream)?,
@@ -65,10 +79,11 @@ impl<B: Backend, W: ExpertWeights> MoeLayer<B, W> {
                         }
                     },
                     experts: match shared.experts {
-                        SharedFormat::Same(experts) => {
+                        None => SharedExperts::Merged,
+                        Some(SharedFormat::Same(experts)) => {
                             SharedExperts::Same(backend.prepare(experts, stream)?)
                         }
-                        SharedFormat::Dense(experts) => {
+                        Some(SharedFormat::Dense(experts)) => {
                             SharedExperts::Dense(backend.prepare(experts, stream)?)
                         }
                     },

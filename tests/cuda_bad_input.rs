@@ -132,6 +132,7 @@ fn with_every_buffer() -> MoeConfig {
         intermediate_size: 40,
         activation: ActivationFn::SwiGlu,
         combine: SharedCombine::SigmoidGate,
+        merged: false,
     });
     config
 }

@@ -154,6 +154,11 @@ fn row_weights_are_in_the_order_of_rows() {
 }
 
 #[test]
-fn a_plan_without_ids_sends_all_to_expert_0() {
+fn a_plan_without_ids_sends_all_to_the_last_expert() {
     check_dense_plan(&cpu());
+}
+
+#[test]
+fn experts_that_every_token_visits() {
+    check_always_on(&cpu());
 }

@@ -34,8 +34,8 @@ impl Source {
                 let names: Vec<_> = MODELS.iter().map(|model| model.name).collect();
                 anyhow!("--model {name} is not known; known: {}", names.join(", "))
             })?;
-            let ModelConfig { family, moe: config, .. } = model.model()?;
-            return Ok(Self::Named { model, family: family.name, config });
+            let (family, config) = (model.model()?.family.name, model.config()?);
+            return Ok(Self::Named { model, family, config });
         }
         let path = args.file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FIXTURE));
         let checkpoint = Checkpoint::open(&path)?;

@@ -5,7 +5,7 @@
 //     for k in 0 .. K:
 //       row = row_of_assignment[t * K + k]
 //       if row != NOT_ROUTED:
-//         sum += scale * topk_weights[t, k] * rows[row, h]
+//         sum += (k < routed_k ? scale * topk_weights[t, k] : always_scale * always_weights[t]) * rows[row, h]
 //       else if topk_ids[t, k] is an expert without weights:
 //         sum += scale * topk_weights[t, k] * x[t, h]
 //     if there are shared rows:
@@ -56,15 +56,17 @@ __device__ __forceinline__ void combine_tokens(const CombineArgs& p) {
   for (uint64_t token = blockIdx.x; token < num_tokens; token += gridDim.x) {
     const uint16_t* x = device_pointer<const uint16_t>(p.x) + token * p.x_stride + column;
     uint32_t own_row = lane < p.top_k ? row_of_assignment[token * p.top_k + lane] : NOT_ROUTED;
-    if (p.x != 0 && lane < p.top_k && own_row == NOT_ROUTED) {
+    if (p.x != 0 && lane < p.routed_k && own_row == NOT_ROUTED) {
       const uint32_t id = (uint32_t)device_pointer<const int32_t>(p.topk_ids)[token * p.ids_stride + lane];
       if (id - p.zero_first < p.zero_end - p.zero_first) own_row = kInput;
     }
     float own_weight = 0.f;
     if (own_row != NOT_ROUTED) {
-      own_weight = p.scale;
-      if (p.topk_weights != 0)
+      own_weight = lane < p.routed_k ? p.scale : p.always_scale;
+      if (lane < p.routed_k && p.topk_weights != 0)
         own_weight *= device_pointer<const float>(p.topk_weights)[token * p.weights_stride + lane];
+      if (lane >= p.routed_k && p.always_weights != 0)
+        own_weight *= device_pointer<const float>(p.always_weights)[token * p.always_stride];
     }
     uint16_t* target = out + token * p.out_stride;
     const bool any_term = p.shared != 0 || p.bias != 0 || __ballot_sync(all, own_row != NOT_ROUTED) != 0;

@@ -1,8 +1,9 @@
 // Plan: the order of assignments by expert.  An assignment is a pair (token, k), numbered token * K + k.
 //
 //   for a in 0 .. T * K:
-//     local[a] = expert_map[ids[a]], or ids[a] without a map, or 0 without ids; none where that is outside 0 .. E,
-//                and from num_tokens * K on
+//     local[a] = expert_map[ids[a]], or ids[a] without a map; none where that is outside the experts that are chosen
+//                from; in the columns behind the ids, one after the other of the last experts, which all tokens
+//                visit; none from num_tokens * K on
 //     tokens_per_expert[local[a]] += 1
 //   expert_offsets[e] = sum of tokens_per_expert[j] over j < e
 //   next = expert_offsets
@@ -12,7 +13,7 @@
 //       row = next[local[a]]++
 //       row_of_assignment[a] = row
 //       token_of_row[row] = a / K
-//       row_weights[row] = topk_weights[a], where they are asked for
+//       row_weights[row] = topk_weights[a], or 1 behind the ids, where they are asked for
 //
 // Departures:
 // 1. Assignments are cut into chunks.  plan_count counts each chunk's experts into scratch [chunks, E]; plan_scan, one
@@ -58,17 +59,19 @@ __device__ __forceinline__ void local_experts(const PlanArgs& p, uint32_t tile, 
   const int32_t* ids = device_pointer<const int32_t>(p.topk_ids);
   const int32_t* map = device_pointer<const int32_t>(p.expert_map);
   const uint32_t live = min(end, token_count(p.num_tokens) * p.top_k);
+  const uint32_t chosen_from = p.num_experts - (p.top_k - p.routed_k);
 #pragma unroll
   for (uint32_t i = 0; i < kRounds; i++) {
-    const uint32_t a = own_assignment(tile, i);
-    expert[i] = kNone;
-    if (a < live)  // negative ids are great ones
-      expert[i] = ids != nullptr ? (uint32_t)ids[a / p.top_k * p.ids_stride + a % p.top_k] : 0;
+    const uint32_t a = own_assignment(tile, i), k = a % p.top_k;
+    expert[i] = kNone;  // negative ids are great ones
+    if (a < live && k < p.routed_k) expert[i] = (uint32_t)ids[a / p.top_k * p.ids_stride + k];
   }
 #pragma unroll
   for (uint32_t i = 0; i < kRounds; i++) {
+    const uint32_t a = own_assignment(tile, i), k = a % p.top_k;
     if (map != nullptr) expert[i] = expert[i] < p.expert_map_len ? (uint32_t)map[expert[i]] : kNone;
-    expert[i] = min(expert[i], p.num_experts);
+    if (expert[i] >= chosen_from) expert[i] = p.num_experts;
+    if (a < live && k >= p.routed_k) expert[i] = chosen_from + (k - p.routed_k);
   }
 }
 
@@ -189,9 +192,11 @@ __device__ __forceinline__ void scatter_chunks(PlanStorage& s, const PlanArgs& p
           const uint32_t row = s.first_row[expert[i]] + before[expert[i]] + rank[i];
           row_of_assignment[a] = row;
           token_of_row[row] = a / p.top_k;
-          if (p.row_weights != 0)
-            device_pointer<float>(p.row_weights)[row] =
-                device_pointer<const float>(p.topk_weights)[a / p.top_k * p.weights_stride + a % p.top_k];
+          if (p.row_weights != 0) {
+            const uint32_t k = a % p.top_k;
+            const float* weights = device_pointer<const float>(p.topk_weights) + a / p.top_k * p.weights_stride;
+            device_pointer<float>(p.row_weights)[row] = k < p.routed_k ? weights[k] : 1.f;
+          }
         } else if (a < end) {
           row_of_assignment[a] = NOT_ROUTED;
         }

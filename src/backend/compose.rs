@@ -43,7 +43,17 @@ pub(super) fn layer<B: Backend, W: ExpertWeights>(
         backend.router(op, stream)?;
     }
     let Workspace {
-        topk_ids, topk_weights, plan, activated, expert_rows, row_weights, dense, ..
+        topk_ids,
+        topk_weights,
+        plan,
+        activated,
+        expert_rows,
+        row_weights,
+        gate_logits,
+        gate_ids,
+        gate_weights,
+        dense,
+        ..
     } = workspace;
     let routing = match input.routing {
         Some(routing) => routing,
@@ -60,20 +70,31 @@ pub(super) fn layer<B: Backend, W: ExpertWeights>(
             }
         }
     };
-    let mut op = Plan::new(routing.topk_ids, input.expert_map, plan)?;
+    let mut op =
+        Plan::new(routing.topk_ids, input.expert_map, plan)?.with_always_on(config.always_on())?;
     op.num_tokens = input.num_tokens;
     if rules.weight_on == WeightOn::Input {
         op = op.with_row_weights(routing.topk_weights, row_weights)?;
     }
     backend.plan(op, stream)?;
 
+    let gate = parts.shared.as_ref().and_then(|shared| shared.gate.as_ref());
+    if let Some(gate) = gate {
+        stages.shared_gate(config, x, gate, [gate_logits, gate_weights], gate_ids)?;
+    }
+    let gate_weights = match gate {
+        None => None,
+        Some(_) => {
+            Some(Matrix::contiguous("shared gate's weights", &*gate_weights, num_tokens, 1)?)
+        }
+    };
     let mut dense = dense.as_mut();
     if let Some(dense) = dense.as_deref_mut() {
         let mut op = Plan::dense(num_tokens, &mut dense.plan)?;
         op.num_tokens = input.num_tokens;
         backend.plan(op, stream)?;
-        if let Some(rule) = rules.shared {
-            stages.shared_expert::<W>(config.hidden_size, rule, x, parts, dense)?;
+        if let Some(rule) = rules.shared.filter(|rule| !rule.merged) {
+            stages.shared_expert::<W>(rule, x, parts, dense)?;
         }
         if let (Some(latent), Some(width)) = (&parts.latent, rules.latent_size) {
             let tokens = &mut dense.latent_tokens;
@@ -101,7 +122,23 @@ pub(super) fn layer<B: Backend, W: ExpertWeights>(
         out: expert_rows,
     };
     stages.mlp::<W>(&parts.experts, routed)?;
-    stages.join::<W>(config, x, routing, parts, plan, expert_rows, dense, output)
+    let joined =
+        Joined { config, x, routing, gate_weights, parts, plan, rows: expert_rows, output };
+    stages.join::<W>(joined, dense)
+}
+
+/// What the last step joins.
+struct Joined<'a, B: Backend, W: ExpertWeights> {
+    config: &'a MoeConfig,
+    x: Matrix<'a, B, W::Element>,
+    routing: Routing<'a, B>,
+    /// `[T, 1]`.
+    gate_weights: Option<Matrix<'a, B, f32>>,
+    parts: &'a PartsOf<B, W>,
+    plan: &'a RoutingPlan<B>,
+    /// Of the routed experts.
+    rows: &'a B::Buffer<W::Element>,
+    output: Output<'a, B, W::Element>,
 }
 
 /// An expert's two products: operands and memory of both.
@@ -136,33 +173,40 @@ impl<B: Backend> Stages<'_, B> {
         self.backend.grouped_gemm::<W>(op, self.stream)
     }
 
-    /// Every token's way through the shared expert, and the weight of what comes out.
+    /// The weights of a shared expert's output: a sigmoid gate is a router with one expert to choose from.
+    fn shared_gate<T: Float>(
+        &self,
+        config: &MoeConfig,
+        x: Matrix<'_, B, T>,
+        gate: &B::Gate<T>,
+        [logits, weights]: [&mut B::Buffer<f32>; 2],
+        ids: &mut B::Buffer<i32>,
+    ) -> Result<()> {
+        let MoeConfig { hidden_size, intermediate_size, .. } = *config;
+        let mut config = MoeConfig::new(hidden_size, intermediate_size, 1, 1);
+        config.router.scoring = Scoring::Sigmoid;
+        config.router.renormalize = Renormalize::None;
+        let tokens = self.num_tokens;
+        let output = RouterOutput {
+            router_logits: MatrixMut::contiguous("shared gate's logits", logits, tokens, 1)?,
+            topk_ids: MatrixMut::contiguous("shared gate's ids", ids, tokens, 1)?,
+            topk_weights: MatrixMut::contiguous("shared gate's weights", weights, tokens, 1)?,
+        };
+        let mut op = Router::new(&config, x, gate, output)?;
+        op.num_tokens = self.live_tokens;
+        self.backend.router(op, self.stream)
+    }
+
+    /// Every token's way through a shared expert that runs beside the routed ones.
     fn shared_expert<W: ExpertWeights>(
         &self,
-        hidden_size: usize,
         rule: SharedExpert,
         x: Matrix<'_, B, W::Element>,
         parts: &PartsOf<B, W>,
         dense: &mut DenseWorkspace<B, W::Element>,
     ) -> Result<()> {
         let Some(shared) = &parts.shared else { return Ok(()) };
-        let DenseWorkspace { plan, logits, ids, weights, shared_activated, shared_rows, .. } =
-            dense;
-        if let Some(gate) = &shared.gate {
-            // A sigmoid gate is a router with one expert to choose from.
-            let mut config = MoeConfig::new(hidden_size, rule.intermediate_size, 1, 1);
-            config.router.scoring = Scoring::Sigmoid;
-            config.router.renormalize = Renormalize::None;
-            let tokens = self.num_tokens;
-            let output = RouterOutput {
-                router_logits: MatrixMut::contiguous("shared gate's logits", logits, tokens, 1)?,
-                topk_ids: MatrixMut::contiguous("shared gate's ids", ids, tokens, 1)?,
-                topk_weights: MatrixMut::contiguous("shared gate's weights", weights, tokens, 1)?,
-            };
-            let mut op = Router::new(&config, x, gate, output)?;
-            op.num_tokens = self.live_tokens;
-            self.backend.router(op, self.stream)?;
-        }
+        let DenseWorkspace { plan, shared_activated, shared_rows, .. } = dense;
         let mlp = Mlp {
             x,
             gather: Gather::Packed,
@@ -175,37 +219,31 @@ impl<B: Backend> Stages<'_, B> {
         match &shared.experts {
             SharedExperts::Same(experts) => self.mlp::<W>(experts, mlp),
             SharedExperts::Dense(experts) => self.mlp::<DenseExperts<W::Element>>(experts, mlp),
+            SharedExperts::Merged => Ok(()),
         }
     }
 
     /// The routed rows and all that joins them, into the output.
-    #[expect(clippy::too_many_arguments, reason = "the last step takes what all others made")]
     fn join<W: ExpertWeights>(
         &self,
-        config: &MoeConfig,
-        x: Matrix<'_, B, W::Element>,
-        routing: Routing<'_, B>,
-        parts: &PartsOf<B, W>,
-        plan: &RoutingPlan<B>,
-        expert_rows: &B::Buffer<W::Element>,
+        joined: Joined<'_, B, W>,
         dense: Option<&mut DenseWorkspace<B, W::Element>>,
-        output: Output<'_, B, W::Element>,
     ) -> Result<()> {
+        let Joined { config, x, routing, gate_weights, parts, plan, rows, output } = joined;
         let MoeConfig { hidden_size, num_experts, ref experts, ref router, .. } = *config;
-        let (rows, tokens) = (plan.num_assignments(), self.num_tokens);
-        let (width, average) = (config.expert_width(), |rule: SharedExpert| match rule.combine {
-            SharedCombine::Average => 0.5,
-            SharedCombine::Sum | SharedCombine::SigmoidGate => 1.0,
-        });
-        let share = experts.shared.map_or(1.0, average);
-        let expert_rows = Matrix::contiguous("expert rows", expert_rows, rows, width)?;
-        let combine = |output| match experts.weight_on {
-            WeightOn::Output => Combine::new(expert_rows, routing.topk_weights, plan, output),
-            WeightOn::Input => Combine::unweighted(expert_rows, plan, output),
+        let (tokens, width) = (self.num_tokens, config.expert_width());
+        // What each of both is multiplied by.
+        let share = match experts.shared.map(|rule| rule.combine) {
+            Some(SharedCombine::Average) => 0.5,
+            Some(SharedCombine::Sum | SharedCombine::SigmoidGate) | None => 1.0,
         };
-
-        let mut op = match (&parts.latent, experts.latent_size, dense) {
-            (Some(latent), Some(_), Some(dense)) => {
+        let rows = Matrix::contiguous("expert rows", rows, plan.num_assignments(), width)?;
+        let combine = |output| match experts.weight_on {
+            WeightOn::Output => Combine::new(rows, routing.topk_weights, plan, output),
+            WeightOn::Input => Combine::unweighted(rows, plan, output),
+        };
+        let (mut op, dense) = match (&parts.latent, dense) {
+            (Some(latent), Some(dense)) => {
                 let sum = &mut dense.latent_sum;
                 let sum = MatrixMut::contiguous("latent sum", sum, tokens, width)?;
                 let mut op = combine(Output::overwrite(sum))?.with_scale(experts.scale);
@@ -216,16 +254,27 @@ impl<B: Backend> Stages<'_, B> {
                 let out = MatrixMut::contiguous("latent rows", out, tokens, hidden_size)?;
                 let op = GroupedGemm::down(sum, &dense.plan, latent, out)?;
                 self.backend.grouped_gemm::<DenseExperts<W::Element>>(op, self.stream)?;
+                let dense = &*dense;
                 let rows = &dense.latent_rows;
                 let rows = Matrix::contiguous("latent rows", rows, tokens, hidden_size)?;
-                let op = Combine::unweighted(rows, &dense.plan, output)?.with_scale(share);
-                self.with_shared(op, config, parts.shared.is_some(), Some(dense))?
+                // Every token has one row.
+                let op = Combine::unweighted(rows, &dense.plan, output)?;
+                (op.with_always_on(None, share)?, Some(dense))
             }
-            (_, _, dense) => {
+            (_, dense) => {
                 let op = combine(output)?.with_scale(share * experts.scale);
-                self.with_shared(op, config, parts.shared.is_some(), dense.map(|dense| &*dense))?
+                (op, dense.map(|dense| &*dense))
             }
         };
+        match (experts.shared, dense) {
+            (Some(rule), _) if rule.merged => op = op.with_always_on(gate_weights, share)?,
+            (Some(_), Some(dense)) => {
+                let rows = &dense.shared_rows;
+                let rows = Matrix::contiguous("shared rows", rows, tokens, hidden_size)?;
+                op = op.with_shared(SharedRows { rows, weights: gate_weights, scale: share })?;
+            }
+            _ => {}
+        }
         if router.zero_experts > 0 {
             let ids = num_experts..config.router_experts();
             op = op.with_zero_experts(x, routing.topk_ids, ids)?;
@@ -235,28 +284,5 @@ impl<B: Backend> Stages<'_, B> {
         }
         op.num_tokens = self.live_tokens;
         self.backend.combine(op, self.stream)
-    }
-
-    fn with_shared<'a, T: Float>(
-        &self,
-        op: Combine<'a, B, T>,
-        config: &MoeConfig,
-        is_there: bool,
-        dense: Option<&'a DenseWorkspace<B, T>>,
-    ) -> Result<Combine<'a, B, T>> {
-        let (Some(rule), Some(dense), true) = (config.experts.shared, dense, is_there) else {
-            return Ok(op);
-        };
-        let (rows, weights) = (&dense.shared_rows, &dense.weights);
-        let tokens = self.num_tokens;
-        let weights = match rule.combine {
-            SharedCombine::SigmoidGate => {
-                Some(Matrix::contiguous("shared gate's weights", weights, tokens, 1)?)
-            }
-            SharedCombine::Sum | SharedCombine::Average => None,
-        };
-        let scale = if rule.combine == SharedCombine::Average { 0.5 } else { 1.0 };
-        let rows = Matrix::contiguous("shared rows", rows, tokens, config.hidden_size)?;
-        op.with_shared(SharedRows { rows, weights, scale })
     }
 }

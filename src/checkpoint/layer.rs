@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use safetensors::tensor::Dtype;
 
 use crate::config::{
-    ExpertNames, MlpNames, ModelConfig, MoeConfig, SharedCombine, SharedNames, TensorNames, hashed,
+    ExpertNames, MlpNames, ModelConfig, MoeConfig, SharedCombine, SharedExpert, SharedNames,
+    TensorNames, hashed,
 };
 use crate::element::Float;
 use crate::error::{Error, Result};
@@ -201,6 +202,11 @@ impl CheckpointLayer {
             hidden_size,
         )?;
         refuse_surplus(&find, names, family.name)?;
+        let is_dense = |experts: &StoredExperts| matches!(experts, StoredExperts::Dense(_));
+        if is_dense(&experts) && shared.as_ref().is_some_and(|s| is_dense(&s.experts)) {
+            let merged = config.can_merge_shared();
+            config.experts.shared = config.experts.shared.map(|s| SharedExpert { merged, ..s });
+        }
         Ok(Self { config, router, experts, biases, shared, latent, output_bias })
     }
 

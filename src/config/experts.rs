@@ -128,6 +128,10 @@ pub struct SharedExpert {
     pub activation: ActivationFn,
     /// How it joins the others.
     pub combine: SharedCombine,
+    /// It runs in the routed experts' own grouped GEMMs, as one or several further experts of their width
+    /// that every token visits, where [`MoeConfig::can_merge_shared`](crate::MoeConfig::can_merge_shared);
+    /// beside them on the same stream otherwise.
+    pub merged: bool,
 }
 
 /// What becomes of a token at its experts.

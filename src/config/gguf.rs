@@ -69,6 +69,7 @@ pub(super) fn qwen2(keys: &mut Keys<'_>) -> Result<Rules> {
             intermediate_size,
             activation: moe.experts.activation,
             combine: SharedCombine::SigmoidGate,
+            merged: false,
         }),
     };
     Rules::new(moe, Layers::All)
@@ -111,6 +112,7 @@ pub(super) fn deepseek2(keys: &mut Keys<'_>) -> Result<Rules> {
         intermediate_size: width,
         activation: moe.experts.activation,
         combine: SharedCombine::Sum,
+        merged: false,
     });
     let first = keys.optional_size("leading_dense_block_count")?.unwrap_or(0);
     Rules::new(moe, Layers::From { first, every: 1 })

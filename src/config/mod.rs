@@ -121,7 +121,14 @@ impl MoeConfig {
             ));
         }
         self.router.validate(choices, self.top_k)?;
-        self.experts.validate(self.router.zero_experts)
+        self.experts.validate(self.router.zero_experts)?;
+        if self.experts.shared.is_some_and(|shared| shared.merged) && !self.can_merge_shared() {
+            return Err(Error::Unsupported {
+                what: "a merged shared expert of another width, activation or kind".to_owned(),
+                supported: "one that can_merge_shared says can be".to_owned(),
+            });
+        }
+        Ok(())
     }
 
     /// All that a router chooses among: E and the experts without weights.
@@ -134,16 +141,39 @@ impl MoeConfig {
         self.experts.latent_size.unwrap_or(self.hidden_size)
     }
 
-    /// R, the rows of the grouped GEMMs when every assignment is local: `num_tokens * top_k`.
+    /// Whether a shared expert can run in the routed experts' grouped GEMMs: it has their activation and a
+    /// multiple of their width, neither has biases, there is no latent width, and K and E leave room.
+    pub fn can_merge_shared(&self) -> bool {
+        let Some(shared) = self.experts.shared else { return false };
+        let further = shared.intermediate_size / self.intermediate_size.max(1);
+        shared.intermediate_size.is_multiple_of(self.intermediate_size)
+            && shared.activation == self.experts.activation
+            && !self.experts.bias
+            && self.experts.latent_size.is_none()
+            && self.top_k + further <= MAX_TOP_K
+            && self.router_experts() + further <= MAX_EXPERTS
+    }
+
+    /// Experts that every token visits in the routed ones' grouped GEMMs.
+    pub(crate) fn always_on(&self) -> usize {
+        match self.experts.shared {
+            Some(shared) if shared.merged => shared.intermediate_size / self.intermediate_size,
+            _ => 0,
+        }
+    }
+
+    /// R, the rows of the grouped GEMMs when every assignment is local: `num_tokens * top_k`, and
+    /// those of a merged shared expert.
     ///
     /// # Errors
     /// [`Error::Value`] from 2^31 rows on: expert rows are addressed by 32-bit TMA coordinates.
     pub fn num_assignments(&self, num_tokens: usize) -> Result<usize> {
-        match num_tokens.checked_mul(self.top_k) {
+        let of_each = self.top_k + self.always_on();
+        match num_tokens.checked_mul(of_each) {
             Some(rows) if rows < 1 << 31 => Ok(rows),
             _ => Err(Error::value(
                 "num_tokens * top_k",
-                format!("{num_tokens} * {}", self.top_k),
+                format!("{num_tokens} * {of_each}"),
                 "less than 2^31",
             )),
         }

@@ -18,10 +18,11 @@ pub(super) fn run<T: Float>(op: Combine<'_, Cpu, T>) {
         zero_experts,
         shared,
         bias,
+        always_on,
     } = op;
     let tokens = token_count(matrix.layout().rows, num_tokens);
     let hidden_size = matrix.layout().cols;
-    let top_k = plan.top_k;
+    let (top_k, routed_k) = (plan.top_k, plan.routed_k);
     let mut out = rows_mut(matrix);
     out.truncate(tokens);
     let always = shared.is_some() || bias.is_some();
@@ -31,11 +32,11 @@ pub(super) fn run<T: Float>(op: Combine<'_, Cpu, T>) {
             let assignments = &plan.row_of_assignment[token * top_k..][..top_k];
             // Where each assignment's row lies: among the experts', or in the input itself.
             let source = |k: usize| match (assignments[k], &zero_experts) {
-                (NOT_ROUTED, None) => None,
-                (NOT_ROUTED, Some(zero)) => {
+                (NOT_ROUTED, Some(zero)) if k < routed_k => {
                     let id = usize::try_from(row(zero.topk_ids, token)[k]).ok();
                     id.filter(|id| zero.ids.contains(id)).map(|_| row(zero.x, token))
                 }
+                (NOT_ROUTED, _) => None,
                 (expert_row, _) => Some(row(rows, expert_row as usize)),
             };
             let mut routed = (0..top_k).filter_map(|k| Some((k, source(k)?))).peekable();
@@ -48,8 +49,14 @@ pub(super) fn run<T: Float>(op: Combine<'_, Cpu, T>) {
                 Write::Overwrite => sum.fill(0.0),
             }
             for (k, values) in routed {
-                let weight = topk_weights.map_or(1.0, |weights| row(weights, token)[k]);
-                add(sum, weight * scale, values, wide);
+                let weight = match k < routed_k {
+                    true => scale * topk_weights.map_or(1.0, |weights| row(weights, token)[k]),
+                    false => {
+                        let weights = always_on.weights;
+                        always_on.scale * weights.map_or(1.0, |weights| row(weights, token)[0])
+                    }
+                };
+                add(sum, weight, values, wide);
             }
             if let Some(shared) = &shared {
                 let weight = shared.weights.map_or(1.0, |weights| row(weights, token)[0]);

@@ -5,20 +5,25 @@ use crate::ops::{NOT_ROUTED, Plan, RowWeights};
 use super::{Cpu, row, token_count};
 
 pub(super) fn run(op: Plan<'_, Cpu>) {
-    let Plan { topk_ids, rows, top_k, expert_map, plan, num_tokens, row_weights } = op.begin();
+    let op = op.begin();
+    let Plan { topk_ids, rows, routed_k, always_on, expert_map, plan, num_tokens, row_weights } =
+        op;
+    let top_k = routed_k + always_on;
     let tokens = token_count(rows, num_tokens);
     let num_experts = plan.num_experts;
+    let chosen_from = num_experts - always_on;
     let local_expert = |id: i32| -> Option<usize> {
         let id = match expert_map {
             Some(map) => *row(map, 0).get(usize::try_from(id).ok()?)?,
             None => id,
         };
-        usize::try_from(id).ok().filter(|&expert| expert < num_experts)
+        usize::try_from(id).ok().filter(|&expert| expert < chosen_from)
     };
     let assignments = || {
         (0..tokens).flat_map(|token| {
-            let ids = topk_ids.map_or(&[0][..], |ids| row(ids, token));
-            ids.iter().map(move |&id| (token, local_expert(id)))
+            let ids = topk_ids.map_or(&[][..], |ids| row(ids, token));
+            let chosen = ids.iter().map(move |&id| (token, local_expert(id)));
+            chosen.chain((chosen_from..num_experts).map(move |expert| (token, Some(expert))))
         })
     };
 
@@ -51,8 +56,10 @@ pub(super) fn run(op: Plan<'_, Cpu>) {
     }
 
     if let Some(RowWeights { topk_weights, out }) = row_weights {
-        let weights = (0..tokens).flat_map(|token| row(topk_weights, token));
-        for (&row, &weight) in plan.row_of_assignment.iter().zip(weights) {
+        let weights = (0..tokens).flat_map(|token| {
+            row(topk_weights, token).iter().copied().chain(std::iter::repeat_n(1.0, always_on))
+        });
+        for (&row, weight) in plan.row_of_assignment.iter().zip(weights) {
             if row != NOT_ROUTED {
                 out[row as usize] = weight;
             }

@@ -209,12 +209,12 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PlanArgs {
-    // int32_t [T, K]; 0: expert 0 for all
+    // int32_t [T, routed_k]
     pub topk_ids: u64,
     pub ids_stride: u64,
     // int32_t [expert_map_len]: global id -> local id or -1
     pub expert_map: u64,
-    // float [T, K]: read with row_weights alone
+    // float [T, routed_k]: read with row_weights alone
     pub topk_weights: u64,
     pub weights_stride: u64,
     // uint32_t [E]
@@ -225,7 +225,7 @@ pub struct PlanArgs {
     pub token_of_row: u64,
     // uint32_t [R]
     pub row_of_assignment: u64,
-    // float [R]: each row's topk_weights; 0: not asked for
+    // float [R]: each row's topk_weights, or 1 from routed_k on; 0: not asked for
     pub row_weights: u64,
     // uint32_t [chunks, E]; what it holds before does not matter
     pub scratch: u64,
@@ -234,9 +234,12 @@ pub struct PlanArgs {
     pub num_experts: u32,
     pub top_k: u32,
     pub assignments_per_chunk: u32,
+    // choices that ids make; the others, up to top_k, are the last experts, for every token
+    pub routed_k: u32,
+    pub reserved: u32,
 }
 const _: () = {
-    assert!(size_of::<PlanArgs>() == 120);
+    assert!(size_of::<PlanArgs>() == 128);
     assert!(align_of::<PlanArgs>() == 8);
     assert!(offset_of!(PlanArgs, topk_ids) == 0);
     assert!(offset_of!(PlanArgs, ids_stride) == 8);
@@ -254,6 +257,8 @@ const _: () = {
     assert!(offset_of!(PlanArgs, num_experts) == 108);
     assert!(offset_of!(PlanArgs, top_k) == 112);
     assert!(offset_of!(PlanArgs, assignments_per_chunk) == 116);
+    assert!(offset_of!(PlanArgs, routed_k) == 120);
+    assert!(offset_of!(PlanArgs, reserved) == 124);
 };
 
 // rows[r] = x[token_of_row[r]]
@@ -437,7 +442,7 @@ const _: () = {
 pub struct CombineArgs {
     // float16 [R, H]
     pub rows: u64,
-    // float [T, K]; 0: all 1
+    // float [T, routed_k]; 0: all 1
     pub topk_weights: u64,
     // uint32_t [R]
     pub row_of_assignment: u64,
@@ -445,12 +450,14 @@ pub struct CombineArgs {
     pub out: u64,
     // float16 [T, H]: the output of experts without weights; 0: there are none
     pub x: u64,
-    // int32_t [T, K]: read with x alone
+    // int32_t [T, routed_k]: read with x alone
     pub topk_ids: u64,
     // float16 [T, H]; 0: none
     pub shared: u64,
     // float [T, 1]; 0: all 1
     pub shared_weights: u64,
+    // float [T, 1]: of choices from routed_k on; 0: all 1
+    pub always_weights: u64,
     // float [H]; 0: none
     pub bias: u64,
     pub rows_stride: u64,
@@ -460,6 +467,7 @@ pub struct CombineArgs {
     pub ids_stride: u64,
     pub shared_stride: u64,
     pub shared_weights_stride: u64,
+    pub always_stride: u64,
     pub num_tokens: TokenCount,
     pub hidden_size: u32,
     pub top_k: u32,
@@ -468,10 +476,13 @@ pub struct CombineArgs {
     pub shared_scale: f32,
     pub zero_first: u32,
     pub zero_end: u32,
+    // choices with topk_weights and scale; the others have always_weights and always_scale
+    pub routed_k: u32,
+    pub always_scale: f32,
     pub reserved: u32,
 }
 const _: () = {
-    assert!(size_of::<CombineArgs>() == 176);
+    assert!(size_of::<CombineArgs>() == 200);
     assert!(align_of::<CombineArgs>() == 8);
     assert!(offset_of!(CombineArgs, rows) == 0);
     assert!(offset_of!(CombineArgs, topk_weights) == 8);
@@ -481,21 +492,25 @@ const _: () = {
     assert!(offset_of!(CombineArgs, topk_ids) == 40);
     assert!(offset_of!(CombineArgs, shared) == 48);
     assert!(offset_of!(CombineArgs, shared_weights) == 56);
-    assert!(offset_of!(CombineArgs, bias) == 64);
-    assert!(offset_of!(CombineArgs, rows_stride) == 72);
-    assert!(offset_of!(CombineArgs, weights_stride) == 80);
-    assert!(offset_of!(CombineArgs, out_stride) == 88);
-    assert!(offset_of!(CombineArgs, x_stride) == 96);
-    assert!(offset_of!(CombineArgs, ids_stride) == 104);
-    assert!(offset_of!(CombineArgs, shared_stride) == 112);
-    assert!(offset_of!(CombineArgs, shared_weights_stride) == 120);
-    assert!(offset_of!(CombineArgs, num_tokens) == 128);
-    assert!(offset_of!(CombineArgs, hidden_size) == 144);
-    assert!(offset_of!(CombineArgs, top_k) == 148);
-    assert!(offset_of!(CombineArgs, accumulate) == 152);
-    assert!(offset_of!(CombineArgs, scale) == 156);
-    assert!(offset_of!(CombineArgs, shared_scale) == 160);
-    assert!(offset_of!(CombineArgs, zero_first) == 164);
-    assert!(offset_of!(CombineArgs, zero_end) == 168);
-    assert!(offset_of!(CombineArgs, reserved) == 172);
+    assert!(offset_of!(CombineArgs, always_weights) == 64);
+    assert!(offset_of!(CombineArgs, bias) == 72);
+    assert!(offset_of!(CombineArgs, rows_stride) == 80);
+    assert!(offset_of!(CombineArgs, weights_stride) == 88);
+    assert!(offset_of!(CombineArgs, out_stride) == 96);
+    assert!(offset_of!(CombineArgs, x_stride) == 104);
+    assert!(offset_of!(CombineArgs, ids_stride) == 112);
+    assert!(offset_of!(CombineArgs, shared_stride) == 120);
+    assert!(offset_of!(CombineArgs, shared_weights_stride) == 128);
+    assert!(offset_of!(CombineArgs, always_stride) == 136);
+    assert!(offset_of!(CombineArgs, num_tokens) == 144);
+    assert!(offset_of!(CombineArgs, hidden_size) == 160);
+    assert!(offset_of!(CombineArgs, top_k) == 164);
+    assert!(offset_of!(CombineArgs, accumulate) == 168);
+    assert!(offset_of!(CombineArgs, scale) == 172);
+    assert!(offset_of!(CombineArgs, shared_scale) == 176);
+    assert!(offset_of!(CombineArgs, zero_first) == 180);
+    assert!(offset_of!(CombineArgs, zero_end) == 184);
+    assert!(offset_of!(CombineArgs, routed_k) == 188);
+    assert!(offset_of!(CombineArgs, always_scale) == 192);
+    assert!(offset_of!(CombineArgs, reserved) == 196);
 };

@@ -29,6 +29,7 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         zero_experts,
         shared,
         bias,
+        always_on,
     } = op;
     let (tokens, hidden_size) = (matrix.layout().rows, columns("output", matrix.layout().cols)?);
     if tokens == 0 || hidden_size == 0 {
@@ -46,6 +47,7 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         }
         None => (Place::NONE, Place::NONE, 0.0),
     };
+    let always = always_on.weights.map_or(Place::NONE, Place::of);
     // Ids are below 2^31.
     let id = |id: usize| id.min(1 << 31) as u32;
     let args = CombineArgs {
@@ -57,6 +59,7 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         topk_ids: ids.address,
         shared: shared.address,
         shared_weights: shared_weights.address,
+        always_weights: always.address,
         bias: bias.map_or(0, CudaBuffer::address),
         rows_stride: rows.stride,
         weights_stride: weights.stride,
@@ -65,6 +68,7 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         ids_stride: ids.stride,
         shared_stride: shared.stride,
         shared_weights_stride: shared_weights.stride,
+        always_stride: always.stride,
         num_tokens: token_count(tokens, num_tokens),
         hidden_size,
         top_k: plan.top_k as u32,
@@ -73,6 +77,8 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         shared_scale,
         zero_first: id(zero.start),
         zero_end: id(zero.end.max(zero.start)),
+        routed_k: plan.routed_k as u32,
+        always_scale: always_on.scale,
         reserved: 0,
     };
     let config = row_wise(cuda, tokens, 1, hidden_size);

@@ -185,6 +185,8 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
         ])?;
         self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
         self.check_places(op.topk_weights.map(|weights| weights.buffer().place("topk_weights")))?;
+        let always_on = op.always_on.weights;
+        self.check_places(always_on.map(|weights| weights.buffer().place("always-on weights")))?;
         if let Some(zero) = &op.zero_experts {
             let x = zero.x.buffer().place("zero experts' input");
             self.check_places([x, zero.topk_ids.buffer().place("topk_ids")])?;

@@ -32,8 +32,11 @@ pub(super) fn run<D: Driver + 'static>(
     op: Plan<'_, Cuda<D>>,
     stream: &CudaStream<D>,
 ) -> Result<()> {
-    let Plan { topk_ids, rows: tokens, top_k, expert_map, plan, num_tokens, row_weights } =
-        op.begin();
+    let op = op.begin();
+    let Plan {
+        topk_ids, rows: tokens, routed_k, expert_map, plan, num_tokens, row_weights, ..
+    } = op;
+    let top_k = plan.top_k;
     let assignments = tokens * top_k;
     let small = assignments <= SMALL;
     let most = if small { 1 } else { MAX_CHUNKS };
@@ -62,6 +65,8 @@ pub(super) fn run<D: Driver + 'static>(
         num_experts: plan.num_experts as u32,
         top_k: top_k as u32,
         assignments_per_chunk: per_chunk as u32,
+        routed_k: routed_k as u32,
+        reserved: 0,
     };
     let launch = |kernel, blocks| {
         let config = LaunchConfig::linear(blocks, PLAN_THREADS).with_shared(PLAN_SHARED);

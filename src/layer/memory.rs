@@ -40,7 +40,7 @@ pub struct MemoryUse {
     pub router: usize,
     /// All routed experts.
     pub experts: usize,
-    /// The shared expert.
+    /// The shared expert, where it is not merged into the routed ones.
     pub shared: usize,
     /// Projections to and from the latent width.
     pub latent: usize,
@@ -90,9 +90,12 @@ impl MoeConfig {
         let mut router = gate(shape, format.router, GateParts::of(self)?)?;
         let mut shared = 0;
         if let Some(rule) = rules.shared {
+            let own = !rule.merged;
             let gated = rule.activation.is_gated();
             let shape = ExpertShape::gated(1, self.hidden_size, rule.intermediate_size);
-            shared = experts(ExpertShape { gated, ..shape }, format.shared, false)?;
+            if own {
+                shared = experts(ExpertShape { gated, ..shape }, format.shared, false)?;
+            }
             if rule.combine == SharedCombine::SigmoidGate {
                 router += gate([1, self.hidden_size], format.router, GateParts::default())?;
             }
@@ -104,7 +107,7 @@ impl MoeConfig {
         let activations = max_tokens.checked_mul(2 * self.hidden_size * T::DTYPE.size());
         let memory = MemoryUse {
             router,
-            experts: experts(ExpertShape::from(self), format.experts, rules.bias)?,
+            experts: experts(ExpertShape::of_layer(self), format.experts, rules.bias)?,
             shared,
             latent,
             output_bias: if rules.output_bias { 4 * self.hidden_size } else { 0 },

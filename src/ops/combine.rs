@@ -74,7 +74,10 @@ pub(crate) struct ZeroExperts<'a, M: Memory, T: Float> {
 ///        + bias
 /// ```
 ///
-/// in f32 and in this order, over the assignments that have a row, rounded once. A token without any
+/// Where the plan has experts that every token visits, their columns of k have `always_on.scale *
+/// always_on.weights[t]` in place of `scale * topk_weights[t,k]`.
+///
+/// All in f32 and in this order, over the assignments that have a row, rounded once. A token without any
 /// term gets zeros, or keeps its bits when accumulating.
 #[derive(Debug)]
 pub struct Combine<'a, M: Memory, T: Float> {
@@ -87,6 +90,14 @@ pub struct Combine<'a, M: Memory, T: Float> {
     pub(crate) zero_experts: Option<ZeroExperts<'a, M, T>>,
     pub(crate) shared: Option<SharedRows<'a, M, T>>,
     pub(crate) bias: Option<&'a M::Buffer<f32>>,
+    pub(crate) always_on: AlwaysOn<'a, M>,
+}
+
+/// Weights of the experts that every token visits: `[T, 1]`, or 1, and a factor.
+#[derive(Debug)]
+pub(crate) struct AlwaysOn<'a, M: Memory> {
+    pub(crate) weights: Option<Matrix<'a, M, f32>>,
+    pub(crate) scale: f32,
 }
 
 impl<'a, M: Memory, T: Float> Combine<'a, M, T> {
@@ -100,7 +111,7 @@ impl<'a, M: Memory, T: Float> Combine<'a, M, T> {
         plan: &'a RoutingPlan<M>,
         output: Output<'a, M, T>,
     ) -> Result<Self> {
-        topk_weights.layout().expect("topk_weights", plan.num_tokens(), plan.top_k)?;
+        topk_weights.layout().expect("topk_weights", plan.num_tokens(), plan.routed_k)?;
         let combine = Self::unweighted(rows, plan, output)?;
         Ok(Self { topk_weights: Some(topk_weights), ..combine })
     }
@@ -129,7 +140,20 @@ impl<'a, M: Memory, T: Float> Combine<'a, M, T> {
             zero_experts: None,
             shared: None,
             bias: None,
+            always_on: AlwaysOn { weights: None, scale: 1.0 },
         })
+    }
+
+    /// A factor for each token, `[T, 1]`, and one for all, on the experts that every token visits
+    /// ([`Plan::with_always_on`](super::Plan::with_always_on)).
+    ///
+    /// # Errors
+    /// [`Error::Shape`].
+    pub fn with_always_on(self, weights: Option<Matrix<'a, M, f32>>, scale: f32) -> Result<Self> {
+        if let Some(weights) = &weights {
+            weights.layout().expect("always-on weights", self.plan.num_tokens(), 1)?;
+        }
+        Ok(Self { always_on: AlwaysOn { weights, scale }, ..self })
     }
 
     /// A factor on the sum over k.
@@ -148,7 +172,7 @@ impl<'a, M: Memory, T: Float> Combine<'a, M, T> {
         ids: std::ops::Range<usize>,
     ) -> Result<Self> {
         self.expect_tokens("zero experts' input", x)?;
-        topk_ids.layout().expect("topk_ids", self.plan.num_tokens(), self.plan.top_k)?;
+        topk_ids.layout().expect("topk_ids", self.plan.num_tokens(), self.plan.routed_k)?;
         Ok(Self { zero_experts: Some(ZeroExperts { x, topk_ids, ids }), ..self })
     }
 

@@ -31,6 +31,12 @@ impl ExpertShape {
         Self { num_experts, hidden_size, intermediate_size, gated: false }
     }
 
+    /// Those of a layer, with the slices of a merged shared expert behind the routed experts.
+    pub(crate) fn of_layer(config: &MoeConfig) -> Self {
+        let routed = Self::from(config);
+        Self { num_experts: routed.num_experts + config.always_on(), ..routed }
+    }
+
     /// Columns of the first product: 2I, or I without a gate.
     pub const fn gate_up_columns(self) -> usize {
         if self.gated { 2 * self.intermediate_size } else { self.intermediate_size }
@@ -41,6 +47,7 @@ impl ExpertShape {
     }
 }
 
+/// Of the routed experts.
 impl From<&MoeConfig> for ExpertShape {
     fn from(config: &MoeConfig) -> Self {
         Self {

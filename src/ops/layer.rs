@@ -1,6 +1,6 @@
 //! Layer: all stages, from tokens to tokens.
 
-use crate::config::{Capacity, MoeConfig, Selection, SharedCombine, WeightOn};
+use crate::config::{Capacity, MoeConfig, Selection, SharedCombine, SharedExpert, WeightOn};
 use crate::element::{Element, Float};
 use crate::error::{Error, Result, checked_product};
 use crate::memory::{Allocator, Buffer, Matrix, MatrixMut, Memory};
@@ -48,14 +48,17 @@ pub enum SharedExperts<X, D> {
     Same(X),
     /// One value for each weight.
     Dense(D),
+    /// Among the routed experts, as the last ones of them ([`SharedExpert::merged`]).
+    Merged,
 }
 
 impl<X: Experts, D: Experts> SharedExperts<X, D> {
-    /// What a grouped GEMM must know.
-    pub fn experts(&self) -> &dyn Experts {
+    /// What a grouped GEMM of its own must know; none where there is none.
+    pub fn experts(&self) -> Option<&dyn Experts> {
         match self {
-            Self::Same(experts) => experts,
-            Self::Dense(experts) => experts,
+            Self::Same(experts) => Some(experts),
+            Self::Dense(experts) => Some(experts),
+            Self::Merged => None,
         }
     }
 }
@@ -64,7 +67,8 @@ impl<M: Memory, G: Gate, X: Experts, D: Experts> LayerParts<M, G, X, D> {
     /// Bytes of the weights as prepared.
     pub fn bytes(&self) -> usize {
         let shared = self.shared.as_ref().map_or(0, |shared| {
-            shared.experts.experts().bytes() + shared.gate.as_ref().map_or(0, Gate::bytes)
+            let experts = shared.experts.experts().map_or(0, |experts| experts.bytes());
+            experts + shared.gate.as_ref().map_or(0, Gate::bytes)
         });
         let bias = self.output_bias.as_ref().map_or(0, |bias| bias.len() * size_of::<f32>());
         let latent = self.latent.as_ref().map_or(0, Experts::bytes);
@@ -75,14 +79,16 @@ impl<M: Memory, G: Gate, X: Experts, D: Experts> LayerParts<M, G, X, D> {
     pub(crate) fn check(&self, config: &MoeConfig) -> Result<()> {
         let (rules, hidden_size) = (&config.experts, config.hidden_size);
         check_gate(config, &self.gate)?;
-        check_experts("experts", &self.experts, ExpertShape::from(config), rules.bias)?;
+        check_experts("experts", &self.experts, ExpertShape::of_layer(config), rules.bias)?;
         check_presence("shared expert", self.shared.is_some(), rules.shared.is_some())?;
         check_presence("latent projections", self.latent.is_some(), rules.latent_size.is_some())?;
         check_presence("output_bias", self.output_bias.is_some(), rules.output_bias)?;
         if let (Some(shared), Some(rule)) = (&self.shared, rules.shared) {
             let (width, gated) = (rule.intermediate_size, rule.activation.is_gated());
             let shape = ExpertShape { gated, ..ExpertShape::gated(1, hidden_size, width) };
-            check_experts("shared expert", shared.experts.experts(), shape, false)?;
+            let own = shared.experts.experts();
+            check_presence("shared expert beside the routed ones", own.is_some(), !rule.merged)?;
+            own.map_or(Ok(()), |own| check_experts("shared expert", own, shape, false))?;
             let gate = rule.combine == SharedCombine::SigmoidGate;
             check_presence("shared expert's gate", shared.gate.is_some(), gate)?;
             if let Some(gate) = &shared.gate {
@@ -249,6 +255,10 @@ pub struct Workspace<M: Memory, T: Float> {
     pub(crate) expert_rows: M::Buffer<T>,
     /// `[R]`: where weights multiply the experts' input.
     pub(crate) row_weights: M::Buffer<f32>,
+    /// The shared expert's gate: `[T, 1]` logits, ids and weights.
+    pub(crate) gate_logits: M::Buffer<f32>,
+    pub(crate) gate_ids: M::Buffer<i32>,
+    pub(crate) gate_weights: M::Buffer<f32>,
     /// What every token passes through.
     pub(crate) dense: Option<DenseWorkspace<M, T>>,
 }
@@ -257,10 +267,6 @@ pub struct Workspace<M: Memory, T: Float> {
 #[derive(Debug)]
 pub(crate) struct DenseWorkspace<M: Memory, T: Float> {
     pub(crate) plan: RoutingPlan<M>,
-    /// The shared expert's gate: `[T, 1]` logits, ids and weights.
-    pub(crate) logits: M::Buffer<f32>,
-    pub(crate) ids: M::Buffer<i32>,
-    pub(crate) weights: M::Buffer<f32>,
     /// The shared expert: `[T, I]`, `[T, H]`.
     pub(crate) shared_activated: M::Buffer<T>,
     pub(crate) shared_rows: M::Buffer<T>,
@@ -272,7 +278,9 @@ pub(crate) struct DenseWorkspace<M: Memory, T: Float> {
 
 /// Elements of a workspace's buffers.
 struct Sizes {
+    assignments: usize,
     rows: usize,
+    gate: usize,
     logits: usize,
     activated: usize,
     expert_rows: usize,
@@ -282,7 +290,6 @@ struct Sizes {
 
 struct DenseSizes {
     tokens: usize,
-    gate: usize,
     shared_activated: usize,
     shared_rows: usize,
     latent_tokens: usize,
@@ -297,14 +304,12 @@ impl Sizes {
         let of_tokens = |what: &str, width: Option<usize>| {
             checked_product(what, &[max_tokens, width.unwrap_or(0)])
         };
-        let shared = rules.shared;
-        let is_gated =
-            |rule: crate::config::SharedExpert| rule.combine == SharedCombine::SigmoidGate;
+        let has_gate = |rule: SharedExpert| rule.combine == SharedCombine::SigmoidGate;
+        let shared = rules.shared.filter(|shared| !shared.merged);
         let dense = match shared.is_some() || rules.latent_size.is_some() {
             false => None,
             true => Some(DenseSizes {
                 tokens: max_tokens,
-                gate: if shared.is_some_and(is_gated) { max_tokens } else { 0 },
                 shared_activated: of_tokens(
                     "shared activated rows",
                     shared.map(|shared| shared.intermediate_size),
@@ -318,7 +323,9 @@ impl Sizes {
             }),
         };
         Ok(Self {
+            assignments: max_tokens * config.top_k,
             rows,
+            gate: if rules.shared.is_some_and(has_gate) { max_tokens } else { 0 },
             logits: checked_product("router_logits", &[max_tokens, config.router_experts()])?,
             activated: checked_product("activated rows", &[rows, config.intermediate_size])?,
             expert_rows: checked_product("expert rows", &[rows, config.expert_width()])?,
@@ -328,12 +335,11 @@ impl Sizes {
     }
 
     fn bytes<M: Memory>(&self, num_experts: usize, element: usize) -> Option<usize> {
-        let words = [self.logits, 2 * self.rows, self.row_weights];
+        let words = [self.logits, 2 * self.assignments, self.row_weights, 3 * self.gate];
         let mut elements = vec![self.activated, self.expert_rows];
         let mut bytes = vec![RoutingPlan::<M>::bytes(num_experts, self.rows)];
         if let Some(dense) = &self.dense {
             bytes.push(RoutingPlan::<M>::bytes(1, dense.tokens));
-            bytes.push(3 * 4 * dense.gate);
             elements.extend([dense.shared_activated, dense.shared_rows, dense.latent_tokens]);
             elements.extend([dense.latent_tokens, dense.latent_rows]);
         }
@@ -349,7 +355,7 @@ impl Sizes {
 impl<M: Memory, T: Float> Workspace<M, T> {
     /// Buffers, those of the plans included.
     #[cfg_attr(not(feature = "driver"), expect(dead_code, reason = "for the gaps between them"))]
-    pub(crate) const BUFFERS: usize = 6 + 5 + 8 + 5;
+    pub(crate) const BUFFERS: usize = 9 + 5 + 5 + 5;
 
     /// The bytes that [`Workspace::new`] allocates.
     ///
@@ -358,7 +364,7 @@ impl<M: Memory, T: Float> Workspace<M, T> {
     /// [`MoeConfig::num_assignments`].
     pub fn bytes(config: &MoeConfig, max_tokens: usize) -> Result<usize> {
         Sizes::of(config, max_tokens)?
-            .bytes::<M>(config.num_experts, T::DTYPE.size())
+            .bytes::<M>(config.num_experts + config.always_on(), T::DTYPE.size())
             .ok_or_else(|| Error::Overflow { what: "workspace".to_owned() })
     }
 
@@ -381,9 +387,6 @@ impl<M: Memory, T: Float> Workspace<M, T> {
             None => None,
             Some(dense) => Some(DenseWorkspace {
                 plan: RoutingPlan::in_memory(memory, 1, dense.tokens)?,
-                logits: memory.allocate("shared gate's logits", dense.gate)?,
-                ids: memory.allocate("shared gate's ids", dense.gate)?,
-                weights: memory.allocate("shared gate's weights", dense.gate)?,
                 shared_activated: memory
                     .allocate("shared activated rows", dense.shared_activated)?,
                 shared_rows: memory.allocate("shared rows", dense.shared_rows)?,
@@ -397,12 +400,19 @@ impl<M: Memory, T: Float> Workspace<M, T> {
             config: config.clone(),
             routed_tokens: 0,
             router_logits: memory.allocate("router_logits", sizes.logits)?,
-            topk_ids: memory.allocate("topk_ids", sizes.rows)?,
-            topk_weights: memory.allocate("topk_weights", sizes.rows)?,
-            plan: RoutingPlan::in_memory(memory, config.num_experts, sizes.rows)?,
+            topk_ids: memory.allocate("topk_ids", sizes.assignments)?,
+            topk_weights: memory.allocate("topk_weights", sizes.assignments)?,
+            plan: RoutingPlan::in_memory(
+                memory,
+                config.num_experts + config.always_on(),
+                sizes.rows,
+            )?,
             activated: memory.allocate("activated rows", sizes.activated)?,
             expert_rows: memory.allocate("expert rows", sizes.expert_rows)?,
             row_weights: memory.allocate("row weights", sizes.row_weights)?,
+            gate_logits: memory.allocate("shared gate's logits", sizes.gate)?,
+            gate_ids: memory.allocate("shared gate's ids", sizes.gate)?,
+            gate_weights: memory.allocate("shared gate's weights", sizes.gate)?,
             dense,
         })
     }

@@ -23,6 +23,8 @@ pub struct RoutingPlan<M: Memory> {
     pub(crate) num_experts: usize,
     pub(crate) num_tokens: usize,
     pub(crate) top_k: usize,
+    /// Of them, those that ids chose; every token has the others.
+    pub(crate) routed_k: usize,
     pub(crate) tokens_per_expert: M::Buffer<u32>,
     pub(crate) expert_offsets: M::Buffer<u32>,
     pub(crate) token_of_row: M::Buffer<u32>,
@@ -57,6 +59,7 @@ impl<M: Memory> RoutingPlan<M> {
             num_experts,
             num_tokens: 0,
             top_k: 0,
+            routed_k: 0,
             tokens_per_expert: memory.allocate("tokens_per_expert", num_experts)?,
             expert_offsets: memory.allocate("expert_offsets", num_experts + 1)?,
             token_of_row: memory.allocate("token_of_row", max_assignments)?,
@@ -114,7 +117,8 @@ impl<M: Memory> RoutingPlan<M> {
 /// Histogram of the ids, their offsets, and a stable rank of each assignment.
 ///
 /// ```text
-/// local[a]             = expert_map[ids[a]], or ids[a] without a map; none if outside 0..E
+/// local[a]             = expert_map[ids[a]], or ids[a] without a map; none if outside 0..E;
+///                        E, E + 1, ... for the columns of experts that every token visits
 /// tokens_per_expert[e] = #{a : local[a] = e}
 /// expert_offsets[e]    = sum_{j < e} tokens_per_expert[j]
 /// row_of_assignment[a] = expert_offsets[local[a]] + #{b < a : local[b] = local[a]}
@@ -123,10 +127,12 @@ impl<M: Memory> RoutingPlan<M> {
 /// ```
 #[derive(Debug)]
 pub struct Plan<'a, M: Memory> {
-    /// None: every token is sent to expert 0.
+    /// None where nothing is chosen.
     pub(crate) topk_ids: Option<Matrix<'a, M, i32>>,
     pub(crate) rows: usize,
-    pub(crate) top_k: usize,
+    /// Columns of ids, and of the experts that every token visits, which are the plan's last ones.
+    pub(crate) routed_k: usize,
+    pub(crate) always_on: usize,
     pub(crate) expert_map: Option<Matrix<'a, M, i32>>,
     pub(crate) plan: &'a mut RoutingPlan<M>,
     pub(crate) num_tokens: NumTokens<'a, M>,
@@ -158,33 +164,55 @@ impl<'a, M: Memory> Plan<'a, M> {
         if let Some(map) = &expert_map {
             map.layout().expect("expert_map", 1, map.layout().cols)?;
         }
-        Self::of(Some(topk_ids), [layout.rows, layout.cols], expert_map, plan)
+        Self::of(Some(topk_ids), [layout.rows, layout.cols, 0], expert_map, plan)
     }
 
-    /// Every one of `num_tokens` tokens is sent to expert 0: the plan of a layer that is not sparse.
+    /// The plan's last `count` experts are not chosen: every token visits each of them. Its K is that
+    /// of the ids and `count` more.
+    ///
+    /// # Errors
+    /// [`Error::Value`] if the plan has no more experts, or for more than [`MAX_TOP_K`] in all;
+    /// [`Error::View`] if it has room for fewer assignments.
+    pub fn with_always_on(self, count: usize) -> Result<Self> {
+        let most = self.plan.num_experts.saturating_sub(1).min(MAX_TOP_K - self.routed_k);
+        if count > most {
+            return Err(Error::value(
+                "experts that are always on",
+                count,
+                format!("at most {most}"),
+            ));
+        }
+        let Self { topk_ids, rows, routed_k, expert_map, plan, num_tokens, .. } = self;
+        let op = Self::of(topk_ids, [rows, routed_k, count], expert_map, plan)?;
+        Ok(Self { num_tokens, ..op })
+    }
+
+    /// Every one of `num_tokens` tokens visits the plan's last expert: the plan of a layer that is not
+    /// sparse.
     ///
     /// # Errors
     /// [`Error::View`] if the plan has room for fewer tokens.
     pub fn dense(num_tokens: usize, plan: &'a mut RoutingPlan<M>) -> Result<Self> {
-        Self::of(None, [num_tokens, 1], None, plan)
+        Self::of(None, [num_tokens, 0, 1], None, plan)
     }
 
     fn of(
         topk_ids: Option<Matrix<'a, M, i32>>,
-        [rows, top_k]: [usize; 2],
+        [rows, routed_k, always_on]: [usize; 3],
         expert_map: Option<Matrix<'a, M, i32>>,
         plan: &'a mut RoutingPlan<M>,
     ) -> Result<Self> {
-        let needed = checked_product("topk_ids", &[rows, top_k])?;
+        let needed = checked_product("topk_ids", &[rows, routed_k + always_on])?;
         let len = plan.token_of_row.len();
         if needed > len {
             return Err(Error::View { operand: "routing plan".to_owned(), needed, len });
         }
         let (num_tokens, row_weights) = (None, None);
-        Ok(Self { topk_ids, rows, top_k, expert_map, plan, num_tokens, row_weights })
+        Ok(Self { topk_ids, rows, routed_k, always_on, expert_map, plan, num_tokens, row_weights })
     }
 
-    /// Also `out[row_of_assignment[t * K + k]] = topk_weights[t, k]`, for `topk_weights [T, K]`.
+    /// Also `out[row_of_assignment[t * K + k]] = topk_weights[t, k]`, for `topk_weights` as the ids; 1 for
+    /// experts that every token visits.
     ///
     /// # Errors
     /// [`Error::Shape`], and [`Error::View`] if `out` has fewer than `T * K` elements.
@@ -193,8 +221,8 @@ impl<'a, M: Memory> Plan<'a, M> {
         topk_weights: Matrix<'a, M, f32>,
         out: &'a mut M::Buffer<f32>,
     ) -> Result<Self> {
-        topk_weights.layout().expect("topk_weights", self.rows, self.top_k)?;
-        super::check_row_weights::<M>(out, self.rows * self.top_k)?;
+        topk_weights.layout().expect("topk_weights", self.rows, self.routed_k)?;
+        super::check_row_weights::<M>(out, self.rows * (self.routed_k + self.always_on))?;
         Ok(Self { row_weights: Some(RowWeights { topk_weights, out }), ..self })
     }
 
@@ -212,7 +240,8 @@ impl<'a, M: Memory> Plan<'a, M> {
     /// ids.
     pub(crate) fn begin(self) -> Self {
         self.plan.num_tokens = self.rows;
-        self.plan.top_k = self.top_k;
+        self.plan.top_k = self.routed_k + self.always_on;
+        self.plan.routed_k = self.routed_k;
         self
     }
 }

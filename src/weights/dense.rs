@@ -47,6 +47,20 @@ impl<T: Float> ExpertWeights for DenseExperts<T> {
         self.shape
     }
 
+    fn merged(self, shared: Self) -> Result<Self> {
+        let (routed, own) = (self.shape, shared.shape);
+        let width = routed.intermediate_size;
+        let slices = own.intermediate_size / width;
+        let whole = ExpertShape { num_experts: 1, intermediate_size: slices * width, ..routed };
+        if own != whole || self.biases.is_some() || shared.biases.is_some() {
+            let operand = "merged shared expert [E, H, I], without biases";
+            return Err(Error::shape(operand, whole.dims(), own.dims()));
+        }
+        let shape = ExpertShape { num_experts: routed.num_experts + slices, ..routed };
+        let source = Merged { routed: self.source, shared: shared.source, shape: routed, slices };
+        Self::from_source(shape, source)
+    }
+
     fn into_format(self) -> Format<T> {
         Format::Dense(self)
     }
@@ -170,5 +184,39 @@ impl<T: Float, F: Fn(usize, ExpertMatrix) + Send + Sync> ExpertSource<T> for Ins
     fn read(&self, expert: usize, matrix: ExpertMatrix) -> Result<Cow<'_, [T]>> {
         (self.hook)(expert, matrix);
         self.source.read(expert, matrix)
+    }
+}
+
+/// Routed experts, and a shared one in slices of their width.
+struct Merged<T: Float> {
+    routed: Box<dyn ExpertSource<T>>,
+    shared: Box<dyn ExpertSource<T>>,
+    /// Of the routed experts.
+    shape: ExpertShape,
+    slices: usize,
+}
+
+impl<T: Float> ExpertSource<T> for Merged<T> {
+    fn read(&self, expert: usize, matrix: ExpertMatrix) -> Result<Cow<'_, [T]>> {
+        let ExpertShape { num_experts, intermediate_size: width, .. } = self.shape;
+        let Some(slice) = expert.checked_sub(num_experts) else {
+            return self.routed.read(expert, matrix);
+        };
+        let whole = self.shared.read(0, matrix)?;
+        let [rows, columns] = matrix.dims(self.shape);
+        let expected = self.slices * rows * columns;
+        if whole.len() != expected {
+            let operand = format!("{matrix} of the shared expert");
+            return Err(Error::shape(operand, [expected], [whole.len()]));
+        }
+        Ok(Cow::Owned(match matrix {
+            ExpertMatrix::Gate | ExpertMatrix::Up => {
+                whole[slice * rows * columns..][..rows * columns].to_vec()
+            }
+            ExpertMatrix::Down => {
+                let of_rows = whole.chunks_exact(self.slices * width);
+                of_rows.flat_map(|row| &row[slice * width..][..width]).copied().collect()
+            }
+        }))
     }
 }

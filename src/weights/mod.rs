@@ -72,6 +72,15 @@ pub trait ExpertWeights: sealed::Sealed + Send + 'static {
     /// E, H and I.
     fn shape(&self) -> ExpertShape;
 
+    /// These experts, and behind them `shared`, one expert, cut into experts of their width.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the width does not divide the shared expert's, [`Error::Unsupported`] for a
+    /// format that cannot be cut.
+    fn merged(self, shared: Self) -> Result<Self>
+    where
+        Self: Sized;
+
     /// The weights, by format: what a backend matches on.
     fn into_format(self) -> Format<Self::Element>;
 }

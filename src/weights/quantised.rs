@@ -211,6 +211,13 @@ impl<T: Float> ExpertWeights for QuantisedExperts<T> {
         self.shape
     }
 
+    fn merged(self, _: Self) -> Result<Self> {
+        Err(Error::Unsupported {
+            what: format!("a shared expert among experts in {}", self.format),
+            supported: "one beside them: SharedExpert::merged is for dense weights".to_owned(),
+        })
+    }
+
     fn into_format(self) -> Format<T> {
         Format::Quantised(self)
     }

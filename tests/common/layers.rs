@@ -134,11 +134,17 @@ fn random_config(rng: &mut Rng) -> (usize, MoeConfig) {
             rules.latent_size = (rng.below(4) == 0).then(|| 8 * (1 + rng.below(5)));
         }
         let combine = [SharedCombine::Sum, SharedCombine::SigmoidGate, SharedCombine::Average];
+        // Half of them alike to the routed experts.
+        let alike = rng.below(2) == 0;
+        let (own, other) = (config.intermediate_size * (1 + rng.below(3)), 8 * (1 + rng.below(12)));
         rules.shared = (rng.below(2) == 0).then(|| SharedExpert {
-            intermediate_size: 8 * (1 + rng.below(12)),
-            activation: of_both(rng),
+            intermediate_size: if alike { own } else { other },
+            activation: if alike { rules.activation } else { of_both(rng) },
             combine: combine[rng.below(3)],
+            merged: false,
         });
+        let merged = config.can_merge_shared() && rng.below(4) > 0;
+        config.experts.shared = config.experts.shared.map(|s| SharedExpert { merged, ..s });
         if config.validate().is_ok() {
             return (tokens, config);
         }

@@ -262,7 +262,58 @@ pub(crate) fn check_row_weights<B: Backend>(device: &Device<B>) {
     }
 }
 
-/// Without ids, every token's only row is its own, of expert 0.
+/// Experts behind the chosen ones, which every token visits, whatever ids say: in the plan, and in the
+/// weights of rows.
+pub(crate) fn check_always_on<B: Backend>(device: &Device<B>) {
+    let mut rng = Rng::new(37);
+    for (tokens, e, k, always) in [(1, 1, 1, 1), (33, 5, 3, 2), (130, 40, 8, 1), (1500, 70, 7, 25)]
+    {
+        // Ids of the last experts choose nothing, and neither do those outside.
+        let choice = |rng: &mut Rng| rng.below(e + always + 2) as i32 - 1;
+        let ids: Vec<i32> = (0..tokens * k).map(|_| choice(&mut rng)).collect();
+        let weights: Vec<f32> = rng.full(ids.len(), 1.0);
+        let all = |fill: &dyn Fn(usize) -> i32| {
+            let of_token = |ids: &[i32]| {
+                let chosen = ids.iter().map(|&id| if id < e as i32 { id } else { -1 });
+                chosen.chain((0..always).map(fill)).collect::<Vec<_>>()
+            };
+            ids.chunks(k).flat_map(of_token).collect::<Vec<i32>>()
+        };
+        let top_k = k + always;
+        for count in [None, Some(0), Some(tokens as u32 / 2)] {
+            let live = count.map_or(tokens, |count| count as usize) * top_k;
+            let expected_ids = all(&|slice| (e + slice) as i32);
+            let mut truth = reference::plan(&expected_ids[..live], top_k, e + always, None);
+            let mut expected = vec![f32::POISON; tokens * top_k];
+            for (assignment, &row) in truth.row_of_assignment.iter().enumerate() {
+                let (token, column) = (assignment / top_k, assignment % top_k);
+                if row != u32::MAX {
+                    let weight = if column < k { weights[token * k + column] } else { 1.0 };
+                    expected[row as usize] = weight;
+                }
+            }
+            truth.row_of_assignment.resize(tokens * top_k, u32::MAX);
+
+            let mut plan = RoutingPlan::new(&device.backend, e + always, tokens * top_k).unwrap();
+            let (ids_buffer, weights_buffer) = (device.put(&ids), device.put(&weights));
+            let mut row_weights = device.put(&vec![f32::POISON; tokens * top_k]);
+            let number = count.map(|count| device.put(&[count]));
+            let ids = Matrix::contiguous("ids", &ids_buffer, tokens, k).unwrap();
+            let weights = Matrix::contiguous("weights", &weights_buffer, tokens, k).unwrap();
+            let op = Plan::new(ids, None, &mut plan).unwrap().with_always_on(always).unwrap();
+            let mut op = op.with_row_weights(weights, &mut row_weights).unwrap();
+            if let Some(number) = &number {
+                op = op.with_num_tokens(number).unwrap();
+            }
+            device.backend.plan(op, &device.stream).unwrap();
+            let what = format!("{always} always on, {count:?} of {tokens} tokens");
+            check_plan(&what, &device.read_plan(&plan), &truth, top_k);
+            assert_exact(&what, &bits(&device.get(&row_weights)), &bits(&expected), top_k);
+        }
+    }
+}
+
+/// Without ids, every token's only row is its own, of the last expert.
 pub(crate) fn check_dense_plan<B: Backend>(device: &Device<B>) {
     for (tokens, e) in [(0, 1), (1, 1), (70, 3), (8193, 1)] {
         for count in [None, Some(0), Some(tokens as u32 / 2)] {
@@ -275,7 +326,7 @@ pub(crate) fn check_dense_plan<B: Backend>(device: &Device<B>) {
             device.backend.plan(op, &device.stream).unwrap();
             assert_eq!((plan.num_tokens(), plan.num_assignments()), (tokens, tokens));
             let live = count.map_or(tokens, |count| count as usize);
-            let mut truth = reference::plan(&vec![0; live], 1, e, None);
+            let mut truth = reference::plan(&vec![e as i32 - 1; live], 1, e, None);
             truth.row_of_assignment.resize(tokens, u32::MAX);
             let what = format!("{count:?} of {tokens} tokens");
             check_plan(&what, &device.read_plan(&plan), &truth, 1);

@@ -169,6 +169,11 @@ fn row_weights_are_in_the_order_of_rows() {
 }
 
 #[test]
-fn a_plan_without_ids_sends_all_to_expert_0() {
+fn a_plan_without_ids_sends_all_to_the_last_expert() {
     on_every_device(check_dense_plan);
+}
+
+#[test]
+fn experts_that_every_token_visits() {
+    on_every_device(check_always_on);
 }

@@ -21,7 +21,9 @@ fn sum_if(condition: bool) -> Renormalize {
 
 fn shared(intermediate_size: usize, activation: ActivationFn) -> Option<SharedExpert> {
     let combine = SharedCombine::Sum;
-    (intermediate_size > 0).then_some(SharedExpert { intermediate_size, activation, combine })
+    let merged = false;
+    let expert = SharedExpert { intermediate_size, activation, combine, merged };
+    (intermediate_size > 0).then_some(expert)
 }
 
 pub(super) fn mixtral(keys: &mut Keys<'_>) -> Result<Rules> {
