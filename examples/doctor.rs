@@ -98,10 +98,11 @@ mod report {
                 num_experts: 128,
                 columns: 768,
                 depth: 2048,
-                epilogue: EpilogueKind::Activation,
+                gated: true,
+                adjusted: false,
             };
             let tile = choose(TILES, &problem, &device, Path::Auto).map_err(text)?;
-            let kernel = tile.kernel(EpilogueKind::Activation, "bf16");
+            let kernel = tile.kernel(EpilogueKind::GateUp, "bf16");
             let registers = find(&kernel).map(|found| found.registers.to_string());
             let registers = registers.unwrap_or_else(|error| error.to_string());
             println!("    {tokens:>6}   {kernel} ({registers} registers)");

@@ -97,17 +97,18 @@ typedef struct PermuteArgs {
 } PermuteArgs;
 ABI_ASSERT(sizeof(PermuteArgs) == 56);
 
-// act(g, u) = g' sigmoid(g' (alpha + cubic g'^2)) (u' + up_bias), where g' = min(g, gate_max) and
-// u' = clamp(u, up_min, up_max): SiLU, GELU (tanh), quick GELU and the clamped form of gpt-oss.
+// act(g, u) = g' / (1 + 2^(g' p(g'^2))) (u' + up_bias), where g' = clamp(g, gate_min, gate_max), u' = clamp(u, up_min,
+// up_max), and p is the polynomial of these coefficients, the constant first.  Every ActivationFn is one of these:
+// src/cuda/activation.rs says how.  Of experts without a gate it is act(u, u).
 typedef struct ActivationParams {
-  float alpha;
-  float cubic;
-  float up_bias;
+  float gate_min;
   float gate_max;
   float up_min;
   float up_max;
+  float up_bias;
+  float coefficients[7];
 } ActivationParams;
-ABI_ASSERT(sizeof(ActivationParams) == 24);
+ABI_ASSERT(sizeof(ActivationParams) == 48);
 
 // One matrix [rows, depth] of each expert, where it lies: row j of expert e starts at element
 // offset + j * row_stride of the expert's memory, which starts at base + e * expert_stride elements,
@@ -118,31 +119,38 @@ typedef struct ExpertMatrices {
   uint64_t expert_stride;
   uint64_t row_stride;
   uint64_t gate_offset;    // of the gate's rows; of the only matrix
-  uint64_t up_offset;      // of the up projection's rows; 0 where there is none
+  uint64_t up_offset;      // of the other half's: the up projection's, or half a tile's rows on
 } ExpertMatrices;
 ABI_ASSERT(sizeof(ExpertMatrices) == 48);
 
-// out[r] = epilogue(x[r or token_of_row[r]] W_e^T) for the rows r of each expert e.
+// out[r] = epilogue(row_weights[r] * x[r or token_of_row[r]] W_e^T + bias_e) for the rows r of each expert e.
+//
+// Of gate and up both halves of a tile are of the same columns: `columns` is I, and what is stored has I columns where
+// it is activated, else 2I, the gate's first.  Of one matrix (up alone, or down) they are neighbouring columns.
 typedef struct GroupedGemmArgs {
   uint64_t x;               // float16 [T, depth], or [R, depth] where packed
-  uint64_t out;             // float16 [R, columns], or [R, 2 columns] for both halves, the gate's first
+  uint64_t out;             // float16 [R, columns], or [R, 2 columns]
   uint64_t token_of_row;    // uint32_t [R]; 0: x is packed
   uint64_t expert_offsets;  // uint32_t [E + 1]
+  uint64_t bias;            // float [E, columns], or [E, 2 columns]; 0: none
+  uint64_t row_weights;     // float [R]; 0: none
   uint64_t x_stride;
   uint64_t out_stride;
   ExpertMatrices weights;
   uint64_t weight_maps;     // TensorMap [E]: of each expert's matrix; 0: one map of all, an argument of the kernel
   ActivationParams activation;
   uint32_t num_experts;
-  uint32_t columns;         // of one half: I for gate and up, H for down
+  uint32_t columns;         // of gate and up: of each
   uint32_t depth;           // H for gate and up, I for down
+  uint32_t gated;           // 1: gate and up; 0: one matrix
+  uint32_t activated;       // 1: the sums are activated before they are stored
   uint32_t up_first;        // 1: the up projection's half lies first in the tensor map
 } GroupedGemmArgs;
-ABI_ASSERT(sizeof(GroupedGemmArgs) == 144);
+ABI_ASSERT(sizeof(GroupedGemmArgs) == 192);
 
-// out[r, i] = act(gate_up[r, i], gate_up[r, I + i])
+// out[r, i] = act(gate_up[r, i], gate_up[r, I + i]), or act(gate_up[r, i]) without a gate.
 typedef struct ActivationArgs {
-  uint64_t gate_up;   // float16 [R, 2I]
+  uint64_t gate_up;   // float16 [R, 2I], or [R, I] without a gate
   uint64_t out;       // float16 [R, I]
   uint64_t num_rows;  // uint32_t: expert_offsets[E]
   uint64_t gate_up_stride;
@@ -150,8 +158,10 @@ typedef struct ActivationArgs {
   ActivationParams activation;
   uint32_t columns;
   uint32_t max_rows;
+  uint32_t gated;
+  uint32_t reserved;
 } ActivationArgs;
-ABI_ASSERT(sizeof(ActivationArgs) == 72);
+ABI_ASSERT(sizeof(ActivationArgs) == 104);
 
 // out[t] (+)= sum_k topk_weights[t, k] * rows[row_of_assignment[t * K + k]]
 typedef struct CombineArgs {

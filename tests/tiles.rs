@@ -22,9 +22,11 @@ fn the_header_of_the_kernels_is_written_from_the_table() {
 fn no_two_tiles_share_a_kernel() {
     let mut names = HashSet::new();
     for tile in TILES {
-        for epilogue in EpilogueKind::ALL {
-            assert!(names.insert(tile.kernel(epilogue, "bf16")), "{tile:?}");
-        }
+        // A portable kernel has all epilogues.
+        let kernels: HashSet<_> = EpilogueKind::ALL.map(|kind| tile.kernel(kind, "bf16")).into();
+        let portable = matches!(tile.family, Family::PortablePrefill | Family::PortableDecode);
+        assert_eq!(kernels.len(), if portable { 1 } else { 2 }, "{tile:?}");
+        assert!(kernels.into_iter().all(|name| names.insert(name)), "{tile:?}");
     }
 }
 
@@ -39,7 +41,8 @@ fn chosen(device: &DeviceProperties, path: Path, tokens: usize) -> &'static Tile
         num_experts: 128,
         columns: 768,
         depth: 2048,
-        epilogue: EpilogueKind::Activation,
+        gated: true,
+        adjusted: false,
     };
     choose(TILES, &problem, device, path).unwrap()
 }
@@ -71,7 +74,8 @@ fn a_narrow_tile_where_a_wide_one_leaves_multiprocessors_idle() {
         num_experts: 1,
         columns: 2048,
         depth: 2048,
-        epilogue: EpilogueKind::Store,
+        gated: false,
+        adjusted: false,
     };
     let device = device(Profile::sm_80(), 108);
     let columns = |rows| choose(TILES, &problem(rows), &device, Path::Portable).unwrap().columns;
@@ -96,7 +100,9 @@ fn kernel(
     [columns, depth]: [usize; 2],
     epilogue: EpilogueKind,
 ) -> String {
-    let problem = Problem { max_rows: tokens * top_k, num_experts, columns, depth, epilogue };
+    let gated = epilogue == EpilogueKind::GateUp;
+    let max_rows = tokens * top_k;
+    let problem = Problem { max_rows, num_experts, columns, depth, gated, adjusted: false };
     choose(TILES, &problem, device, Path::Auto).unwrap().kernel(epilogue, "bf16")
 }
 
@@ -105,11 +111,11 @@ fn few_rows_take_weights_as_m_and_tiles_that_occupy_the_device() {
     let hopper = device(Profile::sm_90(), 132);
     let name = |tile: &str, end: &str| format!("grouped_gemm_hopper_{tile}_{end}_bf16");
     // Eight experts of 128 with a row each: 96 tiles of 64 columns, 192 of 32, for 264 places.
-    let given = kernel(&hopper, [1, 8, 128], [768, 2048], EpilogueKind::Activation);
-    assert_eq!(given, name("decode_8x64", "activation"));
+    let given = kernel(&hopper, [1, 8, 128], [768, 2048], EpilogueKind::GateUp);
+    assert_eq!(given, name("decode_8x64", "gate_up"));
     // Two of eight, but wide.
-    let given = kernel(&hopper, [1, 2, 8], [14336, 4096], EpilogueKind::Activation);
-    assert_eq!(given, name("decode_8x128", "activation"));
+    let given = kernel(&hopper, [1, 2, 8], [14336, 4096], EpilogueKind::GateUp);
+    assert_eq!(given, name("decode_8x128", "gate_up"));
     let given = kernel(&hopper, [1024, 8, 128], [2048, 768], EpilogueKind::Store);
     assert_eq!(given, name("decode_64x128", "store"));
 }
@@ -117,11 +123,34 @@ fn few_rows_take_weights_as_m_and_tiles_that_occupy_the_device() {
 #[test]
 fn many_rows_take_tokens_as_m_and_short_sums_overlapped_epilogues() {
     let hopper = device(Profile::sm_90(), 132);
-    let given = kernel(&hopper, [8192, 8, 128], [768, 2048], EpilogueKind::Activation);
-    assert_eq!(given, "grouped_gemm_hopper_prefill_128x256_activation_bf16");
+    let given = kernel(&hopper, [8192, 8, 128], [768, 2048], EpilogueKind::GateUp);
+    assert_eq!(given, "grouped_gemm_hopper_prefill_128x256_gate_up_bf16");
     let given = kernel(&hopper, [8192, 8, 128], [2048, 768], EpilogueKind::Store);
     assert_eq!(given, "grouped_gemm_hopper_prefill_128x192_store_bf16");
     // One expert's few columns would leave most multiprocessors without a wide tile.
     let given = kernel(&hopper, [1024, 1, 1], [1024, 4096], EpilogueKind::Store);
     assert_eq!(given, "grouped_gemm_hopper_prefill_128x128_store_bf16");
+}
+
+/// Experts without a gate have as many columns to a tile as the down projection.
+#[test]
+fn one_matrix_has_whole_tiles_of_columns() {
+    let tile = TILES.iter().find(|tile| tile.columns == 256).unwrap();
+    let tiles = |gated| {
+        let (max_rows, num_experts, columns, depth) = (128, 1, 1024, 64);
+        let problem = Problem { max_rows, num_experts, columns, depth, gated, adjusted: false };
+        problem.max_tiles(tile)
+    };
+    assert_eq!([tiles(true), tiles(false)], [8, 4]);
+}
+
+#[test]
+fn a_tile_without_room_for_biases_is_not_taken_for_them() {
+    let hopper = device(Profile::sm_90(), 132);
+    let columns = |adjusted| {
+        let (max_rows, num_experts, columns, depth) = (8 * 8192, 128, 2048, 768);
+        let problem = Problem { max_rows, num_experts, columns, depth, gated: false, adjusted };
+        choose(TILES, &problem, &hopper, Path::Hopper).unwrap().columns
+    };
+    assert_eq!([columns(false), columns(true)], [192, 128]);
 }

@@ -2,7 +2,7 @@
 //
 //   for r in 0 .. num_rows:
 //     for i in 0 .. I:
-//       out[r, i] = act(gate_up[r, i], gate_up[r, I + i])
+//       out[r, i] = act(gate_up[r, i], gate_up[r, I + i])       (or act(gate_up[r, i]), without a gate)
 //
 // Departures:
 // 1. A thread computes 8 columns, in 16-byte loads and stores, of ACTIVATION_ROWS neighbouring rows; all loads are on
@@ -28,7 +28,8 @@ __device__ __forceinline__ void activate_rows(const ActivationArgs& p) {
   const uint32_t column = (blockIdx.y * ROW_THREADS + threadIdx.x) * 8;
   if (column >= p.columns) return;
   const uint16_t* gates = device_pointer<const uint16_t>(p.gate_up) + column;
-  const uint16_t* ups = gates + p.columns;
+  // Without a gate the only product is both.
+  const uint16_t* ups = gates + (p.gated != 0 ? p.columns : 0);
   uint16_t* out = device_pointer<uint16_t>(p.out) + column;
   const uint32_t num_rows = *device_pointer<const uint32_t>(p.num_rows);
 

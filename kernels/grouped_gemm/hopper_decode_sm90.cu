@@ -2,10 +2,10 @@
 #include "grouped_gemm/hopper_decode.cuh"
 #include "tile/tiles.h"
 
-#define GATE_UP(rows, columns, depth, stages, threads, blocks, shared_bytes, epilogue, Kind, type)    \
-  KERNEL(grouped_gemm_hopper_decode_##rows##x##columns##_##epilogue##_##type, threads, blocks,        \
+#define GATE_UP(rows, columns, depth, stages, threads, blocks, shared_bytes, type)                    \
+  KERNEL(grouped_gemm_hopper_decode_##rows##x##columns##_gate_up_##type, threads, blocks,             \
          const __grid_constant__ TensorMap weights, const __grid_constant__ GroupedGemmArgs args) {   \
-    using Gemm = HopperDecode<type, Epilogue::Kind, rows, columns, stages>;                           \
+    using Gemm = HopperDecode<type, Epilogue::GateUp, rows, columns, stages>;                         \
     static_assert(depth == 64 && Gemm::kThreads == threads && sizeof(Gemm::Storage) == shared_bytes); \
     Gemm::run(nullptr, weights, args);                                                                \
   }
@@ -17,12 +17,10 @@
     static_assert(depth == 64 && Gemm::kThreads == threads && sizeof(Gemm::Storage) == shared_bytes); \
     Gemm::run(&x, weights, args);                                                                     \
   }
-#define TILE(...)                                    \
-  GATE_UP(__VA_ARGS__, activation, Activation, bf16) \
-  GATE_UP(__VA_ARGS__, activation, Activation, f16)  \
-  GATE_UP(__VA_ARGS__, pair, Pair, bf16)             \
-  GATE_UP(__VA_ARGS__, pair, Pair, f16)              \
-  DOWN(__VA_ARGS__, bf16)                            \
+#define TILE(...)            \
+  GATE_UP(__VA_ARGS__, bf16) \
+  GATE_UP(__VA_ARGS__, f16)  \
+  DOWN(__VA_ARGS__, bf16)    \
   DOWN(__VA_ARGS__, f16)
 
 HOPPER_DECODE_TILES(TILE)

@@ -3,9 +3,9 @@
 // The naive version:
 //
 //   for each expert e, each of its rows r, each column j:
-//     g = sum_k x[token_of_row[r], k] * gate[e, j, k]
-//     u = sum_k x[token_of_row[r], k] * up[e, j, k]
-//     out[r, j] = act(g, u)                                  (or g and u side by side; or one sum, stored)
+//     g = row_weights[r] * sum_k x[token_of_row[r], k] * gate[e, j, k] + gate_bias[e, j]
+//     u = row_weights[r] * sum_k x[token_of_row[r], k] * up[e, j, k] + up_bias[e, j]
+//     out[r, j] = act(g, u)                                  (or g and u side by side; or act(u), or u)
 //
 // Departures from it:
 //
@@ -20,7 +20,9 @@
 //  5. Products are wgmma's, of two consumer warpgroups.  A tile that fits the registers of one is computed by one, the
 //     next tile by the other, so that one's epilogue runs beside the other's products; of a larger tile each owns half
 //     of the rows, and skips it where the half has none.
-//  6. A thread holds gate and up of the same column, so that the activation happens in registers.
+//  6. A thread holds gate and up of the same column, so that the activation happens in registers.  One matrix is
+//     multiplied as gate and up are: one half of a tile's columns in the gate's place, the other in the up projection's.
+//     What becomes of sums is the same for all threads, and asked once for all of a thread's.
 //  7. Sums are rounded once, to 16 bits, staged in shared memory by stmatrix, and stored by TMA where all 64 rows are
 //     the expert's, else by predicated 16-byte stores.
 #pragma once
@@ -38,9 +40,10 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
   static constexpr uint32_t kConsumers = 2, kThreads = 128 * (1 + kConsumers);
   static constexpr bool kAlternate = kRows * kColumns / 128 <= 192;  // accumulators of a thread
   static constexpr uint32_t kBlocks = kRows / 64 / (kAlternate ? 1 : kConsumers);  // of 64 rows, of one consumer
+  // A thread with 192 sums has no registers left for weights of rows and biases.
+  static constexpr bool kAdjusts = kBlocks * kColumns / 2 <= 128;
   static constexpr bool kGathered = kEpilogue != Epilogue::Store;
   static constexpr uint32_t kPassColumns = kColumns / 2;  // what is staged at a time
-  static constexpr uint32_t kTileColumns = kGathered ? kColumns / 2 : kColumns;  // columns of one half
   static_assert(kRows % (kAlternate ? 64 : 128) == 0 && kPassColumns % 32 == 0 && kColumns <= 256);
 
   struct Storage {
@@ -81,9 +84,13 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
  private:
   static constexpr uint32_t kBytesX = kRows * 128, kBytesWeights = kColumns * 128;
 
+  static __device__ __forceinline__ uint32_t columns_of_tile(const GroupedGemmArgs& args) {
+    return kGathered ? tile_columns<kColumns>(args) : kColumns;
+  }
   static __device__ __forceinline__ TileScheduler<kRows> walk(const GroupedGemmArgs& args) {
     return TileScheduler<kRows>(device_pointer<const uint32_t>(args.expert_offsets), args.num_experts,
-                                (args.columns + kTileColumns - 1) / kTileColumns, blockIdx.x, gridDim.x);
+                                (args.columns + columns_of_tile(args) - 1) / columns_of_tile(args), blockIdx.x,
+                                gridDim.x);
   }
 
   // The whole warpgroup: 128 copies of x and one arrival with the bytes of the weights fill a stage.
@@ -96,7 +103,10 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
     WorkTile work;
     while (tiles.next(work)) {
       const ExpertMap from = expert_map(args, weights, work.expert);
-      const int column = (int)(work.column_block * kTileColumns);
+      // Where the halves lie in the map {depth, columns, halves, E}.
+      const int column = (int)(work.column_block * columns_of_tile(args));
+      const int second_column = column + (args.gated != 0 ? 0 : (int)kColumns / 2);
+      const int half = (int)args.up_first, second_half = (int)(args.gated != 0 ? args.up_first ^ 1 : 0);
       rows.begin(args, work);
 #pragma unroll 1
       for (uint32_t k_tile = 0; k_tile < k_tiles; k_tile++) {
@@ -104,9 +114,9 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
         if (threadIdx.x == 0) {
           const uint32_t to = stages_weights + ring.stage() * kBytesWeights;
           ptx::mbarrier_arrive_expect_tx(full, kBytesWeights);
-          ptx::tma_load_4d(to, from.map, (int)k_tile * 64, column, (int)args.up_first, from.expert, full);
-          ptx::tma_load_4d(to + kBytesWeights / 2, from.map, (int)k_tile * 64, column, (int)(args.up_first ^ 1),
-                           from.expert, full);
+          ptx::tma_load_4d(to, from.map, (int)k_tile * 64, column, half, from.expert, full);
+          ptx::tma_load_4d(to + kBytesWeights / 2, from.map, (int)k_tile * 64, second_column, second_half, from.expert,
+                           full);
         }
         rows.copy(args, stages_x + ring.stage() * kBytesX, k_tile * 64);
         ptx::cp_async_arrive_noinc(full);
@@ -134,7 +144,7 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
           ptx::mbarrier_arrive_expect_tx(full, kBytesX + kBytesWeights);
           ptx::tma_load_2d(stages_x + ring.stage() * kBytesX, &x, (int)k_tile * 64, (int)work.row, full);
           ptx::tma_load_3d(stages_weights + ring.stage() * kBytesWeights, from.map, (int)k_tile * 64,
-                           (int)(work.column_block * kTileColumns), from.expert, full);
+                           (int)(work.column_block * kColumns), from.expert, full);
           ring.advance();
         }
       }
@@ -177,19 +187,21 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
       to.map = &out;
       to.row_bytes = args.out_stride * 2;
       to.columns = args.columns;
-      constexpr uint32_t kPasses = kEpilogue == Epilogue::Activation ? 1 : 2;
+      const uint32_t column = work.column_block * columns_of_tile(args);
 #pragma unroll
-      for (uint32_t i = 0; i < kBlocks * kPasses; i++) {
-        const uint32_t block = i / kPasses, pass = i % kPasses;
+      for (uint32_t i = 0; i < kBlocks * 2; i++) {
+        const uint32_t block = i / 2, half = i % 2;
         to.row = row + block * 64;
         if (to.row >= work.row_end) break;
+        if (half == 1 && kGathered && !stores_both(args)) continue;
         to.rows = work.row_end - to.row;
-        to.half = kEpilogue == Epilogue::Pair ? pass : 0;
-        to.column = work.column_block * kTileColumns + (kEpilogue == Epilogue::Store ? pass * kPassColumns : 0);
-        to.out = device_pointer<char>(args.out) + to.half * args.columns * 2;
+        const bool beside = kGathered && half == 1 && args.gated != 0;
+        to.half = beside ? 1 : 0;
+        to.column = column + (half == 1 && !beside ? kPassColumns : 0);
+        to.out = device_pointer<char>(args.out) + (beside ? (uint64_t)args.columns * 2 : 0);
         if (threadIdx.x % 128 == 0) ptx::bulk_wait_read<0>();
         synchronize(consumer);
-        stage(staging, acc[block], pass, args);
+        stage(staging, acc[block], half, args, work, to.row, column);
         ptx::fence_proxy_async_shared();
         synchronize(consumer);
         store_staged<kPassColumns>(staging, to);
@@ -200,22 +212,41 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
     if (threadIdx.x % 128 == 0) ptx::bulk_wait<0>();
   }
 
-  // Half of the accumulators, or all of them activated, into the staging.
-  static __device__ __forceinline__ void stage(uint32_t staging, const float (&acc)[kColumns / 2], uint32_t pass,
-                                               const GroupedGemmArgs& args) {
+  // A half of the accumulators, or both activated, into the staging: rows from `row` on, and the tile's columns from
+  // `column` on.  Of 16 columns, accumulator 4 g + 2 h + b is row lane / 4 + 8 h of the warp's, column 8 g + 2 (lane %
+  // 4) + b.
+  static __device__ __forceinline__ void stage(uint32_t staging, const float (&acc)[kColumns / 2], uint32_t half,
+                                               const GroupedGemmArgs& args, const WorkTile& work, uint32_t row,
+                                               uint32_t column) {
+    const uint32_t lane = threadIdx.x % 32, first_row = row + threadIdx.x / 32 % 4 * 16 + lane / 4;
+    const uint32_t first_column = column + lane % 4 * 2;
 #pragma unroll
     for (uint32_t i = 0; i < kPassColumns / 16; i++) {
-      uint32_t values[4];
+      float sums[8], others[8];
 #pragma unroll
-      for (uint32_t q = 0; q < 4; q++) {
-        const uint32_t first = pass * (kPassColumns / 2) + i * 8 + q * 2, up = first + kPassColumns / 2;
-        if (kEpilogue == Epilogue::Activation)
-          values[q] = Float16<T>::pack(activate(args.activation, acc[first], acc[up]),
-                                       activate(args.activation, acc[first + 1], acc[up + 1]));
-        else
-          values[q] = Float16<T>::pack(acc[first], acc[first + 1]);
+      for (uint32_t j = 0; j < 8; j++) {
+        sums[j] = acc[half * (kColumns / 4) + i * 8 + j];
+        others[j] = acc[kColumns / 4 + i * 8 + j];
       }
+      if (kAdjusts && !is_plain(args)) {
+        const Biases biases(args, work.expert);
+        add_biases(sums, args, biases, half, first_row, work.row_end, first_column + i * 16);
+        if (kGathered && half == 0) add_biases(others, args, biases, 1, first_row, work.row_end, first_column + i * 16);
+      }
+      if (kGathered) activate_half(args, sums, others);
+      const uint32_t values[4] = {Float16<T>::pack(sums[0], sums[1]), Float16<T>::pack(sums[2], sums[3]),
+                                  Float16<T>::pack(sums[4], sums[5]), Float16<T>::pack(sums[6], sums[7])};
       stage_columns(staging, i, values);
+    }
+  }
+  static __device__ __forceinline__ void add_biases(float (&sums)[8], const GroupedGemmArgs& args, const Biases& biases,
+                                                    uint32_t half, uint32_t row, uint32_t row_end, uint32_t column) {
+#pragma unroll
+    for (uint32_t j = 0; j < 8; j += 2) {
+      const float weight = row_weight(args, row + j % 4 * 4, row_end);
+      const float2 bias = biases.two(column_place<kColumns>(args, half, column + j / 4 * 8));
+      sums[j] = sums[j] * weight + bias.x;
+      sums[j + 1] = sums[j + 1] * weight + bias.y;
     }
   }
 

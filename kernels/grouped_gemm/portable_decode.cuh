@@ -1,10 +1,10 @@
 // Grouped GEMM for few rows of an expert, by cp.async and mma.sync: from sm_80 on.
 //
 //   for expert e, for row r of e, for column c:
-//     store:       out[r, c] = sum_k x[r, k] W_e[c, k]
-//     pair:        out[r, c] = g,  out[r, columns + c] = u
-//     activation:  out[r, c] = act(g, u)
-//       where g, u = sum_k x[token_of_row[r], k] Gate_e[c, k], and the same with Up_e
+//     g = row_weights[r] * sum_k x[r or token_of_row[r], k] Gate_e[c, k] + bias_e[c]; u, the same with Up_e
+//     out[r, c] = act(g, u)                           or out[r, c] = g, out[r, columns + c] = u
+//   or of one matrix, Up_e or Down_e:
+//     out[r, c] = act(u)                              or out[r, c] = u
 //
 // 1. The weights are the rows of the product and the tokens its columns, of which mma takes eight: one row does not
 //    pay for sixty-four.
@@ -12,23 +12,23 @@
 //    a ring of stages that is filled across the borders of tiles keep the memory busy (tile/copy_ring.cuh).
 // 3. A warp makes 32 weight rows.  Which weight row lies where in a stage is chosen so that each thread ends with
 //    two neighbouring columns, gate and up of the same, and the eight threads of a token with 32 bytes.
+// 4. One matrix is multiplied as gate and up are: one half of a tile's columns in the gate's place, the other in the up
+//    projection's.  What becomes of sums is the same for all threads, and asked once for all of a thread's.
 #pragma once
 #include "tile/activation.cuh"
 #include "tile/copy_ring.cuh"
+#include "tile/epilogue.cuh"
 #include "tile/float16.cuh"
 
-// Row 16 m + 8 h + g of a product of 32 weight rows is in lanes 4 g ... 4 g + 3.
-template <bool kPairs> struct DecodeLayout {
+// Row 16 m + 8 h + g of a product of 32 weight rows is in lanes 4 g ... 4 g + 3: column 2 g + m of half h.
+struct DecodeLayout {
   static __device__ __forceinline__ WeightPlace place(uint32_t row) {
     const uint32_t m = row / 16 % 2, h = row / 8 % 2, g = row % 8;
-    if (kPairs) return {h, row / 32 * 16 + g * 2 + m};
-    return {0, row / 32 * 32 + m * 16 + g * 2 + h};
+    return {h, row / 32 * 16 + g * 2 + m};
   }
 };
 
-template <CopyTile kTile, Epilogue kEpilogue, class T>
-__device__ __forceinline__ void portable_decode(const GroupedGemmArgs& args) {
-  constexpr bool kPairs = kEpilogue != Epilogue::Store;
+template <CopyTile kTile, class T> __device__ __forceinline__ void portable_decode(const GroupedGemmArgs& args) {
   constexpr int kM = 2, kN = kTile.rows / 8;
   static_assert(kTile.columns == kTile.threads / 32 * 32);
 
@@ -36,36 +36,43 @@ __device__ __forceinline__ void portable_decode(const GroupedGemmArgs& args) {
   const uint32_t lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
   ptx::grid_dependency_wait();
 
-  CopyLoader<kTile, kEpilogue, T, DecodeLayout<kPairs>> loader(args, storage);
+  CopyLoader<kTile, T, DecodeLayout> loader(args, storage);
   CopyPipeline<kTile, true, T, kM, kN> pipeline(storage, loader, warp * 32, 0);
   while (pipeline.more()) {
+    // acc[m][n][2 h + b]: column `column` + m of half h, row `row` + 8 n + b.
     float acc[kM][kN][4] = {};
     const WorkTile work = pipeline.accumulate(acc, (args.depth + kTile.depth - 1) / kTile.depth, loader);
 
-    const uint32_t column =
-        work.column_block * kTileColumns<kTile, kEpilogue> + warp * (kPairs ? 16 : 32) + lane / 4 * 2;
+    const uint32_t row = work.row + lane % 4 * 2;
+    const uint32_t column = work.column_block * tile_columns<kTile.columns>(args) + warp * 16 + lane / 4 * 2;
+    const ColumnPlace places[2] = {column_place<kTile.columns>(args, 0, column),
+                                   column_place<kTile.columns>(args, 1, column)};
+    const Biases biases(args, work.expert);
 #pragma unroll
-    for (int n = 0; n < kN; n++)
+    for (int n = 0; n < kN; n++) {
+      const uint32_t r = row + n * 8;
+      float sums[2][4];  // of a half: two columns of row r, two of the next
 #pragma unroll
-      for (int b = 0; b < 2; b++) {
-        const uint32_t row = work.row + n * 8 + lane % 4 * 2 + b;
-        if (row >= work.row_end) continue;
-        T* out = device_pointer<T>(args.out) + row * args.out_stride + column;
-        const auto store = [](T* to, float low, float high) {
-          *reinterpret_cast<uint32_t*>(to) = Float16<T>::pack(low, high);
-        };
-        const auto activated = [&](int m) { return activate(args.activation, acc[m][n][b], acc[m][n][2 + b]); };
-        if constexpr (kEpilogue == Epilogue::Store) {
-          if (column < args.columns) store(out, acc[0][n][b], acc[0][n][2 + b]);
-          if (column + 16 < args.columns) store(out + 16, acc[1][n][b], acc[1][n][2 + b]);
-        } else if (column < args.columns) {
-          if constexpr (kEpilogue == Epilogue::Activation) {
-            store(out, activated(0), activated(1));
-          } else {
-            store(out, acc[0][n][b], acc[1][n][b]);
-            store(out + args.columns, acc[0][n][2 + b], acc[1][n][2 + b]);
-          }
+      for (int i = 0; i < 8; i++) sums[i / 4][i % 4] = acc[i % 2][n][i / 4 * 2 + i / 2 % 2];
+      if (!is_plain(args)) {
+        const float weights[2] = {row_weight(args, r, work.row_end), row_weight(args, r + 1, work.row_end)};
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const float2 bias = biases.two(places[half]);
+#pragma unroll
+          for (int i = 0; i < 4; i++) sums[half][i] = sums[half][i] * weights[i / 2] + (i % 2 == 0 ? bias.x : bias.y);
         }
       }
+      activate_halves(args, sums[0], sums[1]);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        if (!places[half].exists || (half == 1 && !stores_both(args))) continue;
+#pragma unroll
+        for (int b = 0; b < 2; b++)
+          if (r + b < work.row_end)
+            *reinterpret_cast<uint32_t*>(device_pointer<T>(args.out) + (r + b) * args.out_stride + places[half].at) =
+                Float16<T>::pack(sums[half][2 * b], sums[half][2 * b + 1]);
+      }
+    }
   }
 }

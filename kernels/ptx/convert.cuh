@@ -90,6 +90,16 @@ MOE_REDUX(redux_max_signed, "max.s32", int32_t)
 MOE_REDUX(redux_or, "or.b32", uint32_t)
 #undef MOE_REDUX
 
+// PTX ISA: min, max with .NaN.  NaN if either is one.
+#define MOE_PTX_FLOAT_2(name, text)                          \
+  PTX_INLINE float name(float a, float b) {                  \
+    float r;                                                 \
+    PTX(text " %0, %1, %2;", (OF32(r)), (IF32(a), IF32(b))); \
+    return r;                                                \
+  }
+MOE_PTX_FLOAT_2(min_nan, "min.NaN.f32")
+MOE_PTX_FLOAT_2(max_nan, "max.NaN.f32")
+#undef MOE_PTX_FLOAT_2
 // PTX ISA: ex2, lg2, rcp, tanh
 MOE_PTX_FLOAT(exp2_approx, "ex2.approx.ftz.f32")
 MOE_PTX_FLOAT(log2_approx, "lg2.approx.ftz.f32")

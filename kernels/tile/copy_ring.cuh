@@ -26,8 +26,8 @@ template <CopyTile kTile> struct CopyStorage {
   WorkTile tiles[kTile.stages + 2];
 };
 
-// Which row of an expert's weights lies in a row of a stage: a column of the tile, of the gate (half 0) or the up
-// projection (half 1).  The choice is free, and decides which columns of the result one thread holds.
+// Which row of an expert's weights lies in a row of a stage: a column of one half of the tile (tile/epilogue.cuh).  The
+// choice is free, and decides which columns of the result one thread holds.
 struct WeightPlace {
   uint32_t half;
   uint32_t column;
@@ -43,17 +43,15 @@ __device__ __forceinline__ const T* weight_row(const ExpertMatrices& weights, co
   return base + (place.half != 0 ? weights.up_offset : weights.gate_offset) + place.column * weights.row_stride;
 }
 
-// Columns of the result that a tile covers.
-template <CopyTile kTile, Epilogue kEpilogue>
-constexpr uint32_t kTileColumns = kEpilogue == Epilogue::Store ? kTile.columns : kTile.columns / 2;
-
 // This thread's share of the copies.  It owns the 16-byte chunk t % kChunks of every kStep-th row of both operands.
 // Layout::place(row) is the WeightPlace of a stage's row.
-template <CopyTile kTile, Epilogue kEpilogue, class T, class Layout> class CopyLoader {
+template <CopyTile kTile, class T, class Layout> class CopyLoader {
  public:
   __device__ __forceinline__ CopyLoader(const GroupedGemmArgs& args, CopyStorage<kTile>& storage)
-      : args_(args), storage_(storage), tiles_(device_pointer<const uint32_t>(args.expert_offsets), args.num_experts,
-                                               (args.columns + kColumns - 1) / kColumns, blockIdx.x, gridDim.x),
+      : args_(args), storage_(storage),
+        tiles_(device_pointer<const uint32_t>(args.expert_offsets), args.num_experts,
+               (args.columns + tile_columns<kTile.columns>(args) - 1) / tile_columns<kTile.columns>(args), blockIdx.x,
+               gridDim.x),
         chunk_(threadIdx.x % kChunks), row_(threadIdx.x / kChunks), depth_(args.depth) {
     const uint32_t offset = chunk_offset<kTile.depth>(row_, chunk_);
     x_stage_ = shared_address(storage.x) + offset;
@@ -85,7 +83,6 @@ template <CopyTile kTile, Epilogue kEpilogue, class T, class Layout> class CopyL
   }
 
  private:
-  static constexpr uint32_t kColumns = kTileColumns<kTile, kEpilogue>;
   static constexpr uint32_t kChunks = kTile.depth / 8, kStep = kTile.threads / kChunks;
   static constexpr uint32_t kCopiesX = kTile.rows / kStep, kCopiesW = kTile.columns / kStep;
   static constexpr uint32_t kStepBytes = kStep * kTile.depth * 2;
@@ -115,11 +112,12 @@ template <CopyTile kTile, Epilogue kEpilogue, class T, class Layout> class CopyL
       if (token_of_row != nullptr) token_[i] = token_of_row[token_[i]];
     }
     const T* base = expert_base<T>(args_.weights, work.expert);
+    const uint32_t column = work.column_block * tile_columns<kTile.columns>(args_);
 #pragma unroll
     for (uint32_t i = 0; i < kCopiesW; i++) {
       WeightPlace place = Layout::place(row_ + i * kStep);
-      place.column += work.column_block * kColumns;
-      if (place.column < args_.columns) live_ |= 1u << (kCopiesX + i);
+      place.column += column;
+      if (column_place<kTile.columns>(args_, place.half, place.column).exists) live_ |= 1u << (kCopiesX + i);
       weight_[i] = weight_row(args_.weights, base, place) + chunk_ * 8;
     }
   }
@@ -128,8 +126,8 @@ template <CopyTile kTile, Epilogue kEpilogue, class T, class Layout> class CopyL
   CopyStorage<kTile>& storage_;
   TileScheduler<kTile.rows> tiles_;
   uint32_t chunk_, row_, x_stage_, weight_stage_, tile_ = 0;
-  uint32_t depth_, live_;       // the next block; which of this thread's rows exist
-  uint32_t token_[kCopiesX];    // rows of x: their addresses are made late, so that nothing waits for token_of_row
+  uint32_t depth_, live_;  // the next block; which of this thread's rows exist
+  uint32_t token_[kCopiesX];  // rows of x: their addresses are made late, so that nothing waits for token_of_row
   const T* weight_[kCopiesW];
 };
 

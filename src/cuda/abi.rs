@@ -184,27 +184,28 @@ const _: () = {
     assert!(offset_of!(PermuteArgs, max_rows) == 52);
 };
 
-// act(g, u) = g' sigmoid(g' (alpha + cubic g'^2)) (u' + up_bias), where g' = min(g, gate_max) and
-// u' = clamp(u, up_min, up_max): SiLU, GELU (tanh), quick GELU and the clamped form of gpt-oss.
+// act(g, u) = g' / (1 + 2^(g' p(g'^2))) (u' + up_bias), where g' = clamp(g, gate_min, gate_max), u' = clamp(u, up_min,
+// up_max), and p is the polynomial of these coefficients, the constant first.  Every ActivationFn is one of these:
+// src/cuda/activation.rs says how.  Of experts without a gate it is act(u, u).
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct ActivationParams {
-    pub alpha: f32,
-    pub cubic: f32,
-    pub up_bias: f32,
+    pub gate_min: f32,
     pub gate_max: f32,
     pub up_min: f32,
     pub up_max: f32,
+    pub up_bias: f32,
+    pub coefficients: [f32; 7usize],
 }
 const _: () = {
-    assert!(size_of::<ActivationParams>() == 24);
+    assert!(size_of::<ActivationParams>() == 48);
     assert!(align_of::<ActivationParams>() == 4);
-    assert!(offset_of!(ActivationParams, alpha) == 0);
-    assert!(offset_of!(ActivationParams, cubic) == 4);
-    assert!(offset_of!(ActivationParams, up_bias) == 8);
-    assert!(offset_of!(ActivationParams, gate_max) == 12);
-    assert!(offset_of!(ActivationParams, up_min) == 16);
-    assert!(offset_of!(ActivationParams, up_max) == 20);
+    assert!(offset_of!(ActivationParams, gate_min) == 0);
+    assert!(offset_of!(ActivationParams, gate_max) == 4);
+    assert!(offset_of!(ActivationParams, up_min) == 8);
+    assert!(offset_of!(ActivationParams, up_max) == 12);
+    assert!(offset_of!(ActivationParams, up_bias) == 16);
+    assert!(offset_of!(ActivationParams, coefficients) == 20);
 };
 
 // One matrix [rows, depth] of each expert, where it lies: row j of expert e starts at element
@@ -221,7 +222,7 @@ pub struct ExpertMatrices {
     pub row_stride: u64,
     // of the gate's rows; of the only matrix
     pub gate_offset: u64,
-    // of the up projection's rows; 0 where there is none
+    // of the other half's: the up projection's, or half a tile's rows on
     pub up_offset: u64,
 }
 const _: () = {
@@ -235,18 +236,25 @@ const _: () = {
     assert!(offset_of!(ExpertMatrices, up_offset) == 40);
 };
 
-// out[r] = epilogue(x[r or token_of_row[r]] W_e^T) for the rows r of each expert e.
+// out[r] = epilogue(row_weights[r] * x[r or token_of_row[r]] W_e^T + bias_e) for the rows r of each expert e.
+//
+// Of gate and up both halves of a tile are of the same columns: `columns` is I, and what is stored has I columns where
+// it is activated, else 2I, the gate's first.  Of one matrix (up alone, or down) they are neighbouring columns.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct GroupedGemmArgs {
     // float16 [T, depth], or [R, depth] where packed
     pub x: u64,
-    // float16 [R, columns], or [R, 2 columns] for both halves, the gate's first
+    // float16 [R, columns], or [R, 2 columns]
     pub out: u64,
     // uint32_t [R]; 0: x is packed
     pub token_of_row: u64,
     // uint32_t [E + 1]
     pub expert_offsets: u64,
+    // float [E, columns], or [E, 2 columns]; 0: none
+    pub bias: u64,
+    // float [R]; 0: none
+    pub row_weights: u64,
     pub x_stride: u64,
     pub out_stride: u64,
     pub weights: ExpertMatrices,
@@ -254,36 +262,44 @@ pub struct GroupedGemmArgs {
     pub weight_maps: u64,
     pub activation: ActivationParams,
     pub num_experts: u32,
-    // of one half: I for gate and up, H for down
+    // of gate and up: of each
     pub columns: u32,
     // H for gate and up, I for down
     pub depth: u32,
+    // 1: gate and up; 0: one matrix
+    pub gated: u32,
+    // 1: the sums are activated before they are stored
+    pub activated: u32,
     // 1: the up projection's half lies first in the tensor map
     pub up_first: u32,
 }
 const _: () = {
-    assert!(size_of::<GroupedGemmArgs>() == 144);
+    assert!(size_of::<GroupedGemmArgs>() == 192);
     assert!(align_of::<GroupedGemmArgs>() == 8);
     assert!(offset_of!(GroupedGemmArgs, x) == 0);
     assert!(offset_of!(GroupedGemmArgs, out) == 8);
     assert!(offset_of!(GroupedGemmArgs, token_of_row) == 16);
     assert!(offset_of!(GroupedGemmArgs, expert_offsets) == 24);
-    assert!(offset_of!(GroupedGemmArgs, x_stride) == 32);
-    assert!(offset_of!(GroupedGemmArgs, out_stride) == 40);
-    assert!(offset_of!(GroupedGemmArgs, weights) == 48);
-    assert!(offset_of!(GroupedGemmArgs, weight_maps) == 96);
-    assert!(offset_of!(GroupedGemmArgs, activation) == 104);
-    assert!(offset_of!(GroupedGemmArgs, num_experts) == 128);
-    assert!(offset_of!(GroupedGemmArgs, columns) == 132);
-    assert!(offset_of!(GroupedGemmArgs, depth) == 136);
-    assert!(offset_of!(GroupedGemmArgs, up_first) == 140);
+    assert!(offset_of!(GroupedGemmArgs, bias) == 32);
+    assert!(offset_of!(GroupedGemmArgs, row_weights) == 40);
+    assert!(offset_of!(GroupedGemmArgs, x_stride) == 48);
+    assert!(offset_of!(GroupedGemmArgs, out_stride) == 56);
+    assert!(offset_of!(GroupedGemmArgs, weights) == 64);
+    assert!(offset_of!(GroupedGemmArgs, weight_maps) == 112);
+    assert!(offset_of!(GroupedGemmArgs, activation) == 120);
+    assert!(offset_of!(GroupedGemmArgs, num_experts) == 168);
+    assert!(offset_of!(GroupedGemmArgs, columns) == 172);
+    assert!(offset_of!(GroupedGemmArgs, depth) == 176);
+    assert!(offset_of!(GroupedGemmArgs, gated) == 180);
+    assert!(offset_of!(GroupedGemmArgs, activated) == 184);
+    assert!(offset_of!(GroupedGemmArgs, up_first) == 188);
 };
 
-// out[r, i] = act(gate_up[r, i], gate_up[r, I + i])
+// out[r, i] = act(gate_up[r, i], gate_up[r, I + i]), or act(gate_up[r, i]) without a gate.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct ActivationArgs {
-    // float16 [R, 2I]
+    // float16 [R, 2I], or [R, I] without a gate
     pub gate_up: u64,
     // float16 [R, I]
     pub out: u64,
@@ -294,9 +310,11 @@ pub struct ActivationArgs {
     pub activation: ActivationParams,
     pub columns: u32,
     pub max_rows: u32,
+    pub gated: u32,
+    pub reserved: u32,
 }
 const _: () = {
-    assert!(size_of::<ActivationArgs>() == 72);
+    assert!(size_of::<ActivationArgs>() == 104);
     assert!(align_of::<ActivationArgs>() == 8);
     assert!(offset_of!(ActivationArgs, gate_up) == 0);
     assert!(offset_of!(ActivationArgs, out) == 8);
@@ -304,8 +322,10 @@ const _: () = {
     assert!(offset_of!(ActivationArgs, gate_up_stride) == 24);
     assert!(offset_of!(ActivationArgs, out_stride) == 32);
     assert!(offset_of!(ActivationArgs, activation) == 40);
-    assert!(offset_of!(ActivationArgs, columns) == 64);
-    assert!(offset_of!(ActivationArgs, max_rows) == 68);
+    assert!(offset_of!(ActivationArgs, columns) == 88);
+    assert!(offset_of!(ActivationArgs, max_rows) == 92);
+    assert!(offset_of!(ActivationArgs, gated) == 96);
+    assert!(offset_of!(ActivationArgs, reserved) == 100);
 };
 
 // out[t] (+)= sum_k topk_weights[t, k] * rows[row_of_assignment[t * K + k]]

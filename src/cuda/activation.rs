@@ -1,13 +1,13 @@
 //! Activation: from a checked contract to a launch.
 
+use crate::config::ActivationFn;
 use crate::element::Float;
 use crate::error::Result;
 use crate::ops::Activation;
 
-use super::abi::{ACTIVATION_ROWS, ActivationArgs};
+use super::abi::{ACTIVATION_ROWS, ActivationArgs, ActivationParams};
 use super::context::float16;
 use super::driver::{Driver, KernelArg};
-use super::grouped_gemm::activation_params;
 use super::operands::{Place, columns, row_wise};
 use super::{Cuda, CudaStream};
 
@@ -33,12 +33,94 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         num_rows: plan.expert_offsets.at(plan.num_experts),
         gate_up_stride: gate_up.stride,
         out_stride: out.stride,
-        activation: activation_params(function)?,
+        activation: params(function),
         columns,
         max_rows: max_rows as u32,
+        gated: function.is_gated().into(),
+        reserved: 0,
     };
     let config = row_wise(cuda, max_rows, ACTIVATION_ROWS, columns);
     // SAFETY: the kernel takes ActivationArgs; the contract has checked that every row lies in its
     // buffer, which is borrowed, and whoever frees it waits for the device.
     unsafe { cuda.launch(&format!("activation_{dtype}"), config, &[KernelArg::new(&args)], stream) }
+}
+
+/// The exponent of a sigmoid as a polynomial of the square: `sigmoid(x p(x^2))`. Of GELU by tanh it is
+/// exact: `(1 + tanh(z / 2)) / 2` is the sigmoid of z. Of GELU by erf, `x p(x^2)` is near the logit of
+/// `(1 + erf(x / sqrt(2))) / 2`: the polynomial whose greatest error of `x sigmoid(x p(x^2))` over
+/// |x| <= 5.2 is least, 7e-8; beyond, both are x or 0 within 1e-6.
+const GELU_TANH: &[f64] = &[1.595_769_121_605_731, 0.071_354_816_272_600_25];
+const GELU_ERF: &[f64] = &[
+    1.595_768_433_92,
+    0.072_668_562_728_9,
+    -6.625_670_212_57e-5,
+    -1.104_813_790_54e-4,
+    7.938_378_443_37e-6,
+    -2.669_036_887_16e-7,
+    3.611_501_488_32e-9,
+];
+
+/// A function as the kernels' formula, see [`ActivationParams`].
+pub(super) fn params(function: ActivationFn) -> ActivationParams {
+    let of = |slope: &[f64]| {
+        let mut coefficients = [0.0; 7];
+        for (to, &of) in coefficients.iter_mut().zip(slope) {
+            // 2^(-x log2(e)) is exp(-x). A finite coefficient: an infinite one would meet a 0.
+            let of = -of * std::f64::consts::LOG2_E;
+            *to = of.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32;
+        }
+        ActivationParams {
+            gate_min: f32::NEG_INFINITY,
+            gate_max: f32::INFINITY,
+            up_min: f32::NEG_INFINITY,
+            up_max: f32::INFINITY,
+            up_bias: 0.0,
+            coefficients,
+        }
+    };
+    let silu = of(&[1.0]);
+    // So steep a sigmoid is 0 or 1.
+    let relu = ActivationParams { gate_min: 0.0, ..of(&[f64::INFINITY]) };
+    let clamped = |limit: f32| ActivationParams { up_min: -limit, up_max: limit, ..silu };
+    // A factor of 1: a number within 0 and 0, plus 1.
+    let alone = |gate| ActivationParams { up_min: 0.0, up_max: 0.0, up_bias: 1.0, ..gate };
+    match function {
+        ActivationFn::SwiGlu => silu,
+        ActivationFn::GeGluTanh => of(GELU_TANH),
+        ActivationFn::GeGluErf => of(GELU_ERF),
+        ActivationFn::ReGlu => relu,
+        ActivationFn::SwiGluClamped { limit } => {
+            ActivationParams { gate_max: limit, ..clamped(limit) }
+        }
+        // silu rises with every positive gate: its limit is one of the gate.
+        ActivationFn::SwiGluThenClamp { limit } => {
+            ActivationParams { gate_max: inverse_silu(limit), ..clamped(limit) }
+        }
+        ActivationFn::SwiGluOai { alpha, limit } => ActivationParams {
+            gate_max: limit,
+            up_bias: 1.0,
+            coefficients: of(&[alpha.into()]).coefficients,
+            ..clamped(limit)
+        },
+        ActivationFn::Relu => alone(relu),
+        ActivationFn::Relu2 => ActivationParams { up_min: 0.0, ..relu },
+        ActivationFn::Silu => alone(silu),
+        ActivationFn::GeluTanh => alone(of(GELU_TANH)),
+        ActivationFn::GeluErf => alone(of(GELU_ERF)),
+    }
+}
+
+/// The gate whose silu is `limit`, which is above 0.
+fn inverse_silu(limit: f32) -> f32 {
+    // silu is below its argument, and above half of it.
+    let (mut low, mut high) = (f64::from(limit), 2.0 * f64::from(limit));
+    for _ in 0..64 {
+        let middle = f64::midpoint(low, high);
+        if middle / (1.0 + (-middle).exp()) < f64::from(limit) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    high as f32
 }

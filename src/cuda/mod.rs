@@ -129,6 +129,7 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
             op.experts.place(),
             op.out.buffer().place("grouped GEMM output"),
         ])?;
+        self.check_places(op.row_weights.map(|weights| weights.place("row_weights")))?;
         grouped_gemm::run(self, op, stream)
     }
 

@@ -57,28 +57,25 @@ impl Family {
     }
 }
 
-/// What a kernel does with its sums, as it stands in its name.
+/// Which rows of x a kernel takes, as it stands in the names of Hopper's. A portable kernel does both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EpilogueKind {
-    /// One matrix, stored.
+    /// Packed ones, for the down projection; sums are stored.
     Store,
-    /// Gate and up, activated: one column for each pair.
-    Activation,
-    /// Gate and up, stored side by side.
-    Pair,
+    /// Gathered or packed ones, for gate and up or up alone; sums are activated, or stored.
+    GateUp,
 }
 
 impl EpilogueKind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::Store, Self::Activation, Self::Pair];
+    pub const ALL: [Self; 2] = [Self::Store, Self::GateUp];
 
     /// As it stands in the kernels' names.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Store => "store",
-            Self::Activation => "activation",
-            Self::Pair => "pair",
+            Self::GateUp => "gate_up",
         }
     }
 }
@@ -112,7 +109,11 @@ impl Tile {
     #[must_use]
     pub fn kernel(&self, epilogue: EpilogueKind, dtype: impl fmt::Display) -> String {
         let Self { family, rows, columns, .. } = self;
-        format!("grouped_gemm_{}_{rows}x{columns}_{}_{dtype}", family.name(), epilogue.name())
+        let end = match family {
+            Family::HopperPrefill | Family::HopperDecode => format!("{}_{dtype}", epilogue.name()),
+            Family::PortablePrefill | Family::PortableDecode => dtype.to_string(),
+        };
+        format!("grouped_gemm_{}_{rows}x{columns}_{end}", family.name())
     }
 
     /// Whether the device runs the tile's family and a block of it has the shared memory.
@@ -137,13 +138,17 @@ impl Tile {
         matches!(self.family, Family::HopperPrefill) && self.rows * self.columns / 128 <= 192
     }
 
-    /// Columns of the output's first half that one tile computes.
+    /// Whether the tile's kernels weigh rows and add biases. A thread with 192 sums has no registers
+    /// left for them.
     #[must_use]
-    pub const fn output_columns(&self, epilogue: EpilogueKind) -> u32 {
-        match epilogue {
-            EpilogueKind::Store => self.columns,
-            EpilogueKind::Activation | EpilogueKind::Pair => self.columns / 2,
-        }
+    pub const fn adjusts(&self) -> bool {
+        !(self.overlaps_epilogue() && self.rows * self.columns / 128 > 128)
+    }
+
+    /// Columns of a matrix that one tile computes: of gate and up together, or of one matrix.
+    #[must_use]
+    pub const fn output_columns(&self, gated: bool) -> u32 {
+        if gated { self.columns / 2 } else { self.columns }
     }
 }
 
@@ -154,12 +159,14 @@ pub struct Problem {
     pub max_rows: usize,
     /// E.
     pub num_experts: usize,
-    /// Columns of the output; of its first half, for [`EpilogueKind::Pair`].
+    /// Columns of one matrix.
     pub columns: usize,
     /// Length of the sums.
     pub depth: usize,
-    /// What becomes of the sums.
-    pub epilogue: EpilogueKind,
+    /// Whether there are two matrices, gate and up.
+    pub gated: bool,
+    /// Whether rows have weights, or columns biases.
+    pub adjusted: bool,
 }
 
 impl Problem {
@@ -172,7 +179,7 @@ impl Problem {
     /// The most tiles that any routing makes of the problem.
     #[must_use]
     pub fn max_tiles(&self, tile: &Tile) -> u64 {
-        let column_blocks = self.columns.div_ceil(tile.output_columns(self.epilogue) as usize);
+        let column_blocks = self.columns.div_ceil(tile.output_columns(self.gated) as usize);
         // Each expert with rows may end in a partial block.
         let partial = self.num_experts.min(self.max_rows);
         let row_blocks = (self.max_rows - partial) / tile.rows as usize + partial;
@@ -207,7 +214,8 @@ pub fn choose<'a>(
     } else {
         (Family::PortableDecode, Family::PortablePrefill)
     };
-    let fitting = |family| tiles.iter().filter(move |t| t.family == family && t.fits(device));
+    let takes = |tile: &Tile| tile.fits(device) && (tile.adjusts() || !problem.adjusted);
+    let fitting = |family| tiles.iter().filter(move |t| t.family == family && takes(t));
     let rows = problem.rows_per_expert();
     let smallest =
         |family| fitting(family).map(|t| t.rows).filter(|&of_tile| of_tile as usize >= rows).min();

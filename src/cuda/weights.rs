@@ -114,11 +114,19 @@ impl<D: Driver + 'static, T: Float> CudaGate<D, T> {
 }
 
 /// Experts' weights in device memory, in the layout in which checkpoints and engines have them:
-/// `gate_up [E, 2I, H]` and `down [E, H, I]`, stacked or one allocation for each expert.
+/// `gate_up [E, 2I, H]`, or `[E, I, H]` without a gate, and `down [E, H, I]`, stacked or one allocation
+/// for each expert.
 pub struct CudaExperts<D: Driver, T: Element> {
     shape: ExpertShape,
     pub(super) gate_up: Matrices<D, T>,
     pub(super) down: Matrices<D, T>,
+    pub(super) biases: Option<CudaBiases<D>>,
+}
+
+/// Experts' biases: gate_up `[E, 2I]` or `[E, I]`, down `[E, H]`.
+pub(super) struct CudaBiases<D: Driver> {
+    pub(super) gate_up: CudaBuffer<D, f32>,
+    pub(super) down: CudaBuffer<D, f32>,
 }
 
 /// One projection of all experts, and what keeps it in memory.
@@ -139,6 +147,7 @@ impl<D: Driver, T: Element> fmt::Debug for CudaExperts<D, T> {
             .field("dtype", &T::DTYPE)
             .field("shape", &self.shape)
             .field("stacked", &(self.gate_up.place.table == 0))
+            .field("biases", &self.biases.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -149,12 +158,14 @@ impl<D: Driver, T: Element> Experts for CudaExperts<D, T> {
     }
 
     fn has_biases(&self) -> bool {
-        false
+        self.biases.is_some()
     }
 
     fn bytes(&self) -> usize {
         let buffers = self.gate_up.buffers.iter().chain(&self.down.buffers);
-        buffers.map(|buffer| buffer.len() * size_of::<T>()).sum()
+        let biases = self.biases.iter().map(|biases| biases.gate_up.len() + biases.down.len());
+        buffers.map(|buffer| buffer.len() * size_of::<T>()).sum::<usize>()
+            + biases.sum::<usize>() * size_of::<f32>()
     }
 }
 
@@ -164,7 +175,8 @@ impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
     }
 
     /// Experts stacked in two buffers, used where they lie: `gate_up [E, 2I, H]` with the rows of
-    /// gate and up in the order of `layout`, and `down [E, H, I]`.
+    /// gate and up in the order of `layout`, and `down [E, H, I]`. Without a gate, `[E, I, H]`, and
+    /// `layout` says nothing.
     ///
     /// # Errors
     /// [`Error::Shape`] if a length disagrees with `shape`, [`Error::Value`] for a shape that no layer
@@ -180,7 +192,8 @@ impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
     }
 
     /// Experts with a buffer each, used where they lie: `gate_up [2I, H]` with the rows of gate and
-    /// up in the order of `layout`, and `down [H, I]`, for each expert.
+    /// up in the order of `layout`, and `down [H, I]`, for each expert. Without a gate, `[I, H]`, and
+    /// `layout` says nothing.
     ///
     /// # Errors
     /// As [`CudaExperts::stacked`], and [`Error::Shape`] for another number of experts.
@@ -198,6 +211,36 @@ impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
         Self::placed(cuda, shape, layout, gate_up, down, Some(stream))
     }
 
+    /// The same experts with biases, used where they lie: of the first product `[E, 2I]` with all of the
+    /// gate's first, or `[E, I]` without a gate, and of the second `[E, H]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if a length disagrees with the shape, [`Error::Value`] for an address that is no
+    /// multiple of 16 or a buffer of another backend.
+    pub fn with_biases(
+        self,
+        cuda: &Cuda<D>,
+        gate_up: CudaBuffer<D, f32>,
+        down: CudaBuffer<D, f32>,
+    ) -> Result<Self> {
+        let shape = self.shape;
+        cuda.check_places([self.place(), gate_up.place("gate_up bias"), down.place("down bias")])?;
+        for (operand, buffer, columns) in [
+            ("gate_up bias", &gate_up, shape.gate_up_columns()),
+            ("down bias", &down, shape.hidden_size),
+        ] {
+            let expected = checked_product(operand, &[shape.num_experts, columns])?;
+            if buffer.len() != expected {
+                return Err(Error::shape(operand, [expected], [buffer.len()]));
+            }
+            if !buffer.address().is_multiple_of(ROW_ALIGNMENT as u64) {
+                let given = format!("device address {:#x}", buffer.address());
+                return Err(Error::value(operand, given, "a multiple of 16"));
+            }
+        }
+        Ok(Self { biases: Some(CudaBiases { gate_up, down }), ..self })
+    }
+
     /// Copies experts from the host, a matrix at a time.
     pub(super) fn upload(
         cuda: &Cuda<D>,
@@ -206,23 +249,26 @@ impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
     ) -> Result<Self> {
         float16::<T>("experts")?;
         let shape = crate::weights::ExpertWeights::shape(experts);
-        let ExpertShape { num_experts, hidden_size, intermediate_size, .. } = shape;
+        let ExpertShape { num_experts, hidden_size, intermediate_size, gated } = shape;
         let matrix = checked_product("expert", &[hidden_size, intermediate_size])?;
         let room = |what, matrices| {
             let len = checked_product(what, &[num_experts, matrices, matrix])?;
             CudaBuffer::uninitialised(cuda, what, len)
         };
-        let (gate_up, down) = (room("gate_up", 2)?, room("down", 1)?);
+        let first: &[_] =
+            if gated { &[ExpertMatrix::Gate, ExpertMatrix::Up] } else { &[ExpertMatrix::Up] };
+        let (gate_up, down) = (room("gate_up", first.len())?, room("down", 1)?);
         for expert in 0..num_experts {
-            for (which, to, start) in [
-                (ExpertMatrix::Gate, &gate_up, 2 * expert * matrix),
-                (ExpertMatrix::Up, &gate_up, (2 * expert + 1) * matrix),
-                (ExpertMatrix::Down, &down, expert * matrix),
-            ] {
-                to.write(start, &experts.read(expert, which)?, stream)?;
+            for (&which, place) in first.iter().zip(expert * first.len()..) {
+                gate_up.write(place * matrix, &experts.read(expert, which)?, stream)?;
             }
+            down.write(expert * matrix, &experts.read(expert, ExpertMatrix::Down)?, stream)?;
         }
-        Self::stacked(cuda, shape, GateUpLayout::GateFirst, gate_up, down)
+        let experts_without = Self::stacked(cuda, shape, GateUpLayout::GateFirst, gate_up, down)?;
+        let Some(biases) = experts.biases() else { return Ok(experts_without) };
+        let gate_up = cuda.buffer_from("gate_up bias", &biases.gate_up, stream)?;
+        let down = cuda.buffer_from("down bias", &biases.down, stream)?;
+        experts_without.with_biases(cuda, gate_up, down)
     }
 
     /// `stream` is given where each expert has a buffer of its own.
@@ -240,11 +286,12 @@ impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
         let (wide, tall) = (hidden_size as u64, intermediate_size as u64);
         let matrix = wide * tall;
         let (row_stride, gate_offset, up_offset) = match layout {
+            _ if !shape.gated => (wide, 0, 0),
             GateUpLayout::GateFirst => (wide, 0, matrix),
             GateUpLayout::UpFirst => (wide, matrix, 0),
             GateUpLayout::Interleaved => (2 * wide, 0, wide),
         };
-        let expert_stride = 2 * matrix;
+        let expert_stride = if shape.gated { 2 * matrix } else { matrix };
         let gate_up = Matrices::new(
             cuda,
             Projection::GateUp,
@@ -268,7 +315,7 @@ impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
             down,
             stream,
         )?;
-        Ok(Self { shape, gate_up, down })
+        Ok(Self { shape, gate_up, down, biases: None })
     }
 }
 
@@ -282,7 +329,7 @@ impl<D: Driver + 'static, T: Float> Matrices<D, T> {
         stream: Option<&CudaStream<D>>,
     ) -> Result<Self> {
         let (what, matrices) = match projection {
-            Projection::GateUp => ("gate_up", 2),
+            Projection::GateUp => ("gate_up", 1 + usize::from(shape.gated)),
             Projection::Down => ("down", 1),
         };
         let ExpertShape { num_experts, hidden_size, intermediate_size, .. } = shape;

@@ -85,4 +85,16 @@ void model_approx(const Instr& i, Frame& f) {
   const float r = op == "ex2" ? std::exp2(x) : op == "lg2" ? std::log2(x) : op == "rcp" ? 1 / x : op == "rsqrt" ? 1 / std::sqrt(x) : std::tanh(x);
   f.set(i.args[0], bits_of(r));
 }
+// {min,max}.NaN.f32 d, a, b: the canonical NaN if either is one, but a poison mark survives; -0 is less than +0.
+void model_min_max_nan(const Instr& i, Frame& f) {
+  const float a = f.get_float(i.args[1]), b = f.get_float(i.args[2]);
+  const bool least = i.mods[0] == "min";
+  for (float v : {a, b}) {
+    const uint32_t high = bits_of(v) >> 16 & 0x7fff;
+    if (high >= kUnwritten && high <= kAccumulating) return f.set(i.args[0], bits_of(v));
+  }
+  if (std::isnan(a) || std::isnan(b)) return f.set(i.args[0], 0x7fffffffu);
+  const bool first_is_less = a < b || (a == b && std::signbit(a));
+  f.set(i.args[0], bits_of(first_is_less == least ? a : b));
+}
 }  // namespace emu

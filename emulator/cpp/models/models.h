@@ -69,4 +69,5 @@ void model_packed(const Instr&, Frame&);
 void model_prmt(const Instr&, Frame&);
 void model_lop3(const Instr&, Frame&);
 void model_approx(const Instr&, Frame&);
+void model_min_max_nan(const Instr&, Frame&);
 }  // namespace emu

@@ -103,6 +103,7 @@ const Row kTable[] = {
     {"lop3.b32", 5, 5, 80, model_lop3},
     {"ex2|lg2|rcp|rsqrt.approx.ftz?.f32", 2, 2, 80, model_approx},
     {"tanh.approx.f32", 2, 2, 80, model_approx},
+    {"min|max.NaN.f32", 3, 3, 80, model_min_max_nan},
 };
 
 // Does one modifier match one alternative, where `#` is a number?

@@ -102,14 +102,25 @@ fn weight_map(
             (vec![tall, wide, experts], vec![row, expert], vec![DEPTH, tile.columns, 1])
         }
         // Eight rows of one half, then of the other: both of a column reach one thread.
-        (Projection::GateUp, Family::HopperDecode) => (
+        (Projection::GateUp, Family::HopperDecode) if shape.gated => (
             vec![wide, 8, 2, tall / 8, experts],
             vec![row, half, 8 * row, expert],
             vec![DEPTH, 8, 2, tile.columns / 16, 1],
         ),
-        (Projection::GateUp, _) => (
+        (Projection::GateUp, _) if shape.gated => (
             vec![wide, tall, 2, experts],
             vec![row, half, expert],
+            vec![DEPTH, tile.columns / 2, 1, 1],
+        ),
+        // One matrix, in as many dimensions.
+        (Projection::GateUp, Family::HopperDecode) => (
+            vec![wide, tall, 1, 1, experts],
+            vec![row, expert, expert, expert],
+            vec![DEPTH, tile.columns, 1, 1, 1],
+        ),
+        (Projection::GateUp, _) => (
+            vec![wide, tall, 1, experts],
+            vec![row, expert, expert],
             vec![DEPTH, tile.columns / 2, 1, 1],
         ),
     };
@@ -163,9 +174,9 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
             box_dims: vec![DEPTH, tile.rows],
             swizzle: TensorSwizzle::B128,
         })?),
-        EpilogueKind::Activation | EpilogueKind::Pair => None,
+        EpilogueKind::GateUp => None,
     };
-    let halves = if epilogue == EpilogueKind::Pair { 2 } else { 1 };
+    let halves = if args.gated == 1 && args.activated == 0 { 2 } else { 1 };
     let out = match tile.family {
         Family::HopperPrefill => Some(encode(TensorMapDesc {
             base: DevicePtr(args.out),

@@ -10,7 +10,8 @@ use crate::element::{DType, Float};
 use crate::error::Result;
 use crate::ops::{Epilogue, Experts, Gather, GroupedGemm, Projection};
 
-use super::abi::{ActivationParams, GroupedGemmArgs};
+use super::abi::GroupedGemmArgs;
+use super::activation;
 use super::context::float16;
 use super::driver::{Driver, LaunchConfig};
 use super::tiles::{EpilogueKind, Family, Problem, Tile, choose};
@@ -38,20 +39,6 @@ impl<D: Driver, T: Float> Launch<'_, D, T> {
     }
 }
 
-pub(super) fn activation_params(function: ActivationFn) -> Result<ActivationParams> {
-    Ok(match function {
-        ActivationFn::SwiGlu => ActivationParams {
-            alpha: 1.0,
-            cubic: 0.0,
-            up_bias: 0.0,
-            gate_max: f32::INFINITY,
-            up_min: f32::NEG_INFINITY,
-            up_max: f32::INFINITY,
-        },
-        _ => return Err(super::not_yet("this activation")),
-    })
-}
-
 pub(super) fn run<D: Driver + 'static, T: Float>(
     cuda: &Cuda<D>,
     op: GroupedGemm<'_, Cuda<D>, T, CudaExperts<D, T>>,
@@ -59,25 +46,32 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
 ) -> Result<()> {
     let dtype = float16::<T>("grouped GEMM")?;
     let GroupedGemm { x, gather, plan, experts, projection, epilogue, out, row_weights } = op;
-    if row_weights.is_some() || !experts.shape().gated {
-        return Err(super::not_yet("row weights, or experts without a gate"));
-    }
     let shape = experts.shape();
     let (weights, columns, depth) = match projection {
         Projection::GateUp => (&experts.gate_up, shape.intermediate_size, shape.hidden_size),
         Projection::Down => (&experts.down, shape.hidden_size, shape.intermediate_size),
     };
-    let kind = match (projection, epilogue) {
-        (Projection::GateUp, Epilogue::Activation(_)) => EpilogueKind::Activation,
-        (Projection::GateUp, Epilogue::Store) => EpilogueKind::Pair,
-        (Projection::Down, _) => EpilogueKind::Store,
+    let (kind, gated) = match projection {
+        Projection::GateUp => (EpilogueKind::GateUp, shape.gated),
+        Projection::Down => (EpilogueKind::Store, false),
     };
+    let bias = experts.biases.as_ref().map_or(0, |biases| match projection {
+        Projection::GateUp => biases.gate_up.address(),
+        Projection::Down => biases.down.address(),
+    });
+    let row_weights = row_weights.map_or(0, |weights| weights.address());
     let max_rows = plan.num_assignments();
     if max_rows == 0 {
         return Ok(());
     }
-    let problem =
-        Problem { max_rows, num_experts: shape.num_experts, columns, depth, epilogue: kind };
+    let problem = Problem {
+        max_rows,
+        num_experts: shape.num_experts,
+        columns,
+        depth,
+        gated,
+        adjusted: bias != 0 || row_weights != 0,
+    };
     let device = cuda.properties();
     let tile = choose(cuda.tiles(), &problem, device, cuda.path())?;
     let (x_layout, (out, out_layout)) = (x.layout(), out.into_parts());
@@ -85,6 +79,11 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         Epilogue::Activation(function) => function,
         Epilogue::Store => ActivationFn::SwiGlu,
     };
+    let mut place = weights.place;
+    if !gated {
+        // The halves of a tile are neighbours.
+        place.up_offset = place.gate_offset + u64::from(tile.columns / 2) * place.row_stride;
+    }
     let args = GroupedGemmArgs {
         x: x.buffer().at(x_layout.offset),
         out: out.at(out_layout.offset),
@@ -93,15 +92,19 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
             Gather::Packed => 0,
         },
         expert_offsets: plan.expert_offsets.address(),
+        bias,
+        row_weights,
         x_stride: x_layout.row_stride as u64,
         out_stride: out_layout.row_stride as u64,
-        weights: weights.place,
+        weights: place,
         weight_maps: 0,
-        activation: activation_params(function)?,
+        activation: activation::params(function),
         num_experts: shape.num_experts as u32,
         columns: columns as u32,
         depth: depth as u32,
-        up_first: u32::from(weights.place.up_offset < weights.place.gate_offset),
+        gated: gated.into(),
+        activated: matches!(epilogue, Epilogue::Activation(_)).into(),
+        up_first: u32::from(gated && place.up_offset < place.gate_offset),
     };
     let blocks = device.sm_count * tile.resident_blocks(device);
     let grid = problem.max_tiles(tile).min(u64::from(blocks)) as u32;

@@ -62,8 +62,12 @@ fn padding(bindings: &str) -> Vec<String> {
         let fields = fields.lines().filter_map(|line| line.trim().strip_prefix("pub "));
         let size_of_field = |field: &str| {
             let kind = field.split_once(": ").unwrap().1.trim_end_matches(',');
+            // `[f32; 7usize]`
+            let array = kind.strip_prefix('[').and_then(|array| array.strip_suffix("usize]"));
+            let (kind, count) = array.map_or((kind, "1"), |array| array.split_once("; ").unwrap());
             let known = sizes.iter().find(|(name, _)| *name == kind);
-            known.unwrap_or_else(|| panic!("{name}: a field of type {kind}")).1
+            let size = known.unwrap_or_else(|| panic!("{name}: a field of type {kind}")).1;
+            size * count.parse::<usize>().unwrap()
         };
         let filled: usize = fields.map(size_of_field).sum();
         let (_, size) = rest.split_once(&format!("size_of::<{name}>() == ")).unwrap();

@@ -73,6 +73,19 @@ pub fn alu() -> Vec<Micro> {
     each("max_bf16x2", &bf, &|a, b, c| on_bf(a, b, c, &|x, y, _| x.max(y)));
     each("mul_f16x2", &hf, &|a, b, c| on_f16(a, b, c, &|x, y, _| x * y));
     each("fma_f16x2", &hf, &|a, b, c| on_f16(a, b, c, &|x, y, z| x.mul_add(y, z)));
+    // NaN, zeros of both signs and infinities among the numbers, each against each.
+    let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1.0, -1.0, 1e-40];
+    let mut floats_of_all = number_bits.clone();
+    for (place, pair) in floats_of_all.chunks_mut(3).take(64).enumerate() {
+        pair[0] = special[place / 8].to_bits();
+        pair[1] = special[place % 8].to_bits();
+    }
+    let order = |a: f32, b: f32, least: bool| match (a.is_nan() || b.is_nan(), a.total_cmp(&b)) {
+        (true, _) => 0x7fff_ffff,
+        (_, order) => if order.is_lt() == least { a } else { b }.to_bits(),
+    };
+    each("min_nan", &floats_of_all, &|a, b, _| order(f(a), f(b), true));
+    each("max_nan", &floats_of_all, &|a, b, _| order(f(a), f(b), false));
     each("permute_bytes", &bits, &|a, b, c| {
         let bytes = u64::from(a) | u64::from(b) << 32;
         (0..4).fold(0, |out, k| {
