@@ -24,8 +24,8 @@ fn no_two_tiles_share_a_kernel() {
     for tile in TILES {
         // A portable kernel has all epilogues.
         let kernels: HashSet<_> = EpilogueKind::ALL.map(|kind| tile.kernel(kind, "bf16")).into();
-        let portable = matches!(tile.family, Family::PortablePrefill | Family::PortableDecode);
-        assert_eq!(kernels.len(), if portable { 1 } else { 2 }, "{tile:?}");
+        let two = matches!(tile.family, Family::HopperPrefill | Family::HopperDecode);
+        assert_eq!(kernels.len(), if two { 2 } else { 1 }, "{tile:?}");
         assert!(kernels.into_iter().all(|name| names.insert(name)), "{tile:?}");
     }
 }
@@ -43,6 +43,7 @@ fn chosen(device: &DeviceProperties, path: Path, tokens: usize) -> &'static Tile
         depth: 2048,
         gated: true,
         adjusted: false,
+        codes: None,
     };
     choose(TILES, &problem, device, path).unwrap()
 }
@@ -76,6 +77,7 @@ fn a_narrow_tile_where_a_wide_one_leaves_multiprocessors_idle() {
         depth: 2048,
         gated: false,
         adjusted: false,
+        codes: None,
     };
     let device = device(Profile::sm_80(), 108);
     let columns = |rows| choose(TILES, &problem(rows), &device, Path::Portable).unwrap().columns;
@@ -102,7 +104,7 @@ fn kernel(
 ) -> String {
     let gated = epilogue == EpilogueKind::GateUp;
     let max_rows = tokens * top_k;
-    let problem = Problem { max_rows, num_experts, columns, depth, gated, adjusted: false };
+    let problem = Problem { max_rows, num_experts, columns, depth, gated, adjusted: false, codes: None };
     choose(TILES, &problem, device, Path::Auto).unwrap().kernel(epilogue, "bf16")
 }
 
@@ -138,7 +140,7 @@ fn one_matrix_has_whole_tiles_of_columns() {
     let tile = TILES.iter().find(|tile| tile.columns == 256).unwrap();
     let tiles = |gated| {
         let (max_rows, num_experts, columns, depth) = (128, 1, 1024, 64);
-        let problem = Problem { max_rows, num_experts, columns, depth, gated, adjusted: false };
+        let problem = Problem { max_rows, num_experts, columns, depth, gated, adjusted: false, codes: None };
         problem.max_tiles(tile)
     };
     assert_eq!([tiles(true), tiles(false)], [8, 4]);
@@ -149,7 +151,7 @@ fn a_tile_without_room_for_biases_is_not_taken_for_them() {
     let hopper = device(Profile::sm_90(), 132);
     let columns = |adjusted| {
         let (max_rows, num_experts, columns, depth) = (8 * 8192, 128, 2048, 768);
-        let problem = Problem { max_rows, num_experts, columns, depth, gated: false, adjusted };
+        let problem = Problem { max_rows, num_experts, columns, depth, gated: false, adjusted, codes: None };
         choose(TILES, &problem, &hopper, Path::Hopper).unwrap().columns
     };
     assert_eq!([columns(false), columns(true)], [192, 128]);

@@ -27,6 +27,7 @@ pub mod nvidia;
 mod operands;
 mod permute;
 mod plan;
+mod quantised;
 pub mod raw;
 mod router;
 pub mod tiles;
@@ -78,7 +79,7 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
     ) -> Result<CudaExperts<D, W::Element>> {
         match weights.into_format() {
             Format::Dense(experts) => CudaExperts::upload(self, &experts, stream),
-            Format::Quantised(experts) => Err(not_yet(&experts.format().to_string())),
+            Format::Quantised(experts) => CudaExperts::upload_quantised(self, &experts, stream),
         }
     }
 
