@@ -20,7 +20,7 @@
 enum { ROW_THREADS = 128, PERMUTE_ROWS = 4, ACTIVATION_ROWS = 2 };
 // Router: a block computes a tile of logits, in grid.x tiles of experts and any number along y, or routes a token in
 // each warp.  Few tokens have tiles of their own.
-enum { ROUTER_THREADS = 128 };
+enum { ROUTER_THREADS = 128, ROUTER_VALUE_BYTES = 16 };  // of shared memory for each expert, where prepared
 enum { LOGITS_TOKENS = 32, LOGITS_EXPERTS = 32, LOGITS_SHARED = 33792 };
 enum { LOGITS_FEW_TOKENS = 8, LOGITS_FEW_EXPERTS = 2, LOGITS_FEW_SHARED = 41120 };
 // Plan: a block takes PLAN_TILE assignments at a time, and chunks are multiples of that.
@@ -47,34 +47,73 @@ typedef struct RouterLogitsArgs {
 } RouterLogitsArgs;
 ABI_ASSERT(sizeof(RouterLogitsArgs) == 64);
 
-enum { SCORING_SOFTMAX = 0, SCORING_SIGMOID = 1 };
-enum { RENORMALIZE_NONE = 0, RENORMALIZE_SUM = 1 };
+enum { SCORING_SOFTMAX = 0, SCORING_SIGMOID = 1, SCORING_SQRT_SOFTPLUS = 2, SCORING_SPARSEMIXER = 3 };
+enum { RENORMALIZE_NONE = 0, RENORMALIZE_SUM = 1, RENORMALIZE_CLAMP_MIN = 2, RENORMALIZE_P_NORM = 3 };
+enum { GROUP_MAX = 0, GROUP_TOP2_SUM = 1 };
 
-// The K best experts of each token, and their weights.
+// The K best experts of each token, or those of a table, and their weights.
 typedef struct RouterTopKArgs {
-  uint64_t logits;        // float [T, E]
-  uint64_t topk_ids;      // int32_t [T, K]
-  uint64_t topk_weights;  // float [T, K]
+  uint64_t logits;          // float [T, E]; with x or a bias also written: normalised, biased
+  uint64_t topk_ids;        // int32_t [T, K]
+  uint64_t topk_weights;    // float [T, K]
+  uint64_t x;               // float16 [T, H], whose RMS the logits are divided by; 0: none
+  uint64_t bias;            // float [E], on the logits; 0: none
+  uint64_t selection_bias;  // float [E], on the scores, for the choice alone; 0: none
+  uint64_t expert_scale;    // float [E], on the weights; 0: none
+  uint64_t table;           // int32_t [table_rows, K]: who is chosen; 0: the best are
+  uint64_t token_ids;       // uint32_t [T]: each token's row of the table; 0: row t
   uint64_t logits_stride;
   uint64_t ids_stride;
   uint64_t weights_stride;
+  uint64_t x_stride;
+  uint64_t table_stride;
   TokenCount num_tokens;
   uint32_t num_experts;
   uint32_t top_k;
+  uint32_t hidden_size;
+  uint32_t table_rows;
+  uint32_t x_is_f16;        // 0: bf16
+  uint32_t prepared;        // 1: there is any of x, bias, selection_bias, softcap, num_groups; needs shared memory
   uint32_t scoring;
+  uint32_t num_groups;      // 0: no groups
+  uint32_t kept_groups;
+  uint32_t group_score;
   uint32_t renormalize;
+  float group_fill;
+  float norm_eps;
+  float softcap;            // 0: none
+  float jitter;             // of sparsemixer
+  float renormalize_by;     // epsilon, least or p
+  float scale;
+  uint32_t reserved;
 } RouterTopKArgs;
-ABI_ASSERT(sizeof(RouterTopKArgs) == 80);
+ABI_ASSERT(sizeof(RouterTopKArgs) == 200);
+
+// Of each sequence, the first `capacity` assignments of an expert stay; the others' ids become -1.
+typedef struct RouterCapacityArgs {
+  uint64_t topk_ids;          // int32_t [T, K]
+  uint64_t sequence_offsets;  // uint32_t [num_sequences + 1]; 0: all tokens are one
+  uint64_t ids_stride;
+  TokenCount num_tokens;
+  uint32_t num_sequences;
+  uint32_t num_experts;
+  uint32_t top_k;
+  uint32_t capacity;
+} RouterCapacityArgs;
+ABI_ASSERT(sizeof(RouterCapacityArgs) == 56);
 
 // From ids to rows.  Each kernel of the stage takes the same arguments.
 typedef struct PlanArgs {
-  uint64_t topk_ids;           // int32_t [T, K]
+  uint64_t topk_ids;           // int32_t [T, K]; 0: expert 0 for all
   uint64_t ids_stride;
   uint64_t expert_map;         // int32_t [expert_map_len]: global id -> local id or -1
+  uint64_t topk_weights;       // float [T, K]: read with row_weights alone
+  uint64_t weights_stride;
   uint64_t tokens_per_expert;  // uint32_t [E]
   uint64_t expert_offsets;     // uint32_t [E + 1]
   uint64_t token_of_row;       // uint32_t [R]
   uint64_t row_of_assignment;  // uint32_t [R]
+  uint64_t row_weights;        // float [R]: each row's topk_weights; 0: not asked for
   uint64_t scratch;            // uint32_t [chunks, E]; what it holds before does not matter
   TokenCount num_tokens;
   uint32_t expert_map_len;
@@ -82,7 +121,7 @@ typedef struct PlanArgs {
   uint32_t top_k;
   uint32_t assignments_per_chunk;
 } PlanArgs;
-ABI_ASSERT(sizeof(PlanArgs) == 96);
+ABI_ASSERT(sizeof(PlanArgs) == 120);
 
 // rows[r] = x[token_of_row[r]]
 typedef struct PermuteArgs {
@@ -178,19 +217,33 @@ typedef struct ActivationArgs {
 } ActivationArgs;
 ABI_ASSERT(sizeof(ActivationArgs) == 104);
 
-// out[t] (+)= sum_k topk_weights[t, k] * rows[row_of_assignment[t * K + k]]
+// out[t] (+)= sum_k scale * topk_weights[t, k] * (rows[row_of_assignment[t * K + k]], or x[t] where
+// zero_first <= topk_ids[t, k] < zero_end) + shared_scale * shared_weights[t] * shared[t] + bias
 typedef struct CombineArgs {
   uint64_t rows;               // float16 [R, H]
-  uint64_t topk_weights;       // float [T, K]
+  uint64_t topk_weights;       // float [T, K]; 0: all 1
   uint64_t row_of_assignment;  // uint32_t [R]
   uint64_t out;                // float16 [T, H]
+  uint64_t x;                  // float16 [T, H]: the output of experts without weights; 0: there are none
+  uint64_t topk_ids;           // int32_t [T, K]: read with x alone
+  uint64_t shared;             // float16 [T, H]; 0: none
+  uint64_t shared_weights;     // float [T, 1]; 0: all 1
+  uint64_t bias;               // float [H]; 0: none
   uint64_t rows_stride;
   uint64_t weights_stride;
   uint64_t out_stride;
+  uint64_t x_stride;
+  uint64_t ids_stride;
+  uint64_t shared_stride;
+  uint64_t shared_weights_stride;
   TokenCount num_tokens;
   uint32_t hidden_size;
   uint32_t top_k;
   uint32_t accumulate;
+  float scale;
+  float shared_scale;
+  uint32_t zero_first;
+  uint32_t zero_end;
   uint32_t reserved;
 } CombineArgs;
-ABI_ASSERT(sizeof(CombineArgs) == 88);
+ABI_ASSERT(sizeof(CombineArgs) == 176);

@@ -1,12 +1,13 @@
 //! What a backend does: one method for each stage.
 
-use crate::element::Float;
+use crate::element::{DType, Float};
 use crate::error::Result;
 use crate::memory::Memory;
 use crate::ops::{
-    Activation, Combine, Experts, Gate, GroupedGemm, Layer, LayerParts, Permute, Plan, Router,
+    Activation, Combine, ExpertShape, Experts, Gate, GateParts, GroupedGemm, Layer, LayerParts,
+    Permute, Plan, Router,
 };
-use crate::weights::{DenseExperts, ExpertWeights, RouterWeights};
+use crate::weights::{DenseExperts, ExpertWeights, QuantFormat, RouterWeights};
 
 mod compose;
 
@@ -67,6 +68,18 @@ pub trait Backend: Memory + sealed::Sealed {
         weights: W,
         stream: &Self::Stream,
     ) -> Result<Self::Experts<W>>;
+
+    /// Bytes that [`Backend::prepare_gate`] takes: of a matrix in f32 or in the type of the layer, and
+    /// what is beside it. `None` past what a usize holds.
+    fn gate_bytes<T: Float>(shape: [usize; 2], router: DType, parts: GateParts) -> Option<usize>;
+
+    /// Bytes that [`Backend::prepare`] takes: of dense weights or of quantised ones, and biases. `None`
+    /// past what a usize holds.
+    fn expert_bytes<T: Float>(
+        shape: ExpertShape,
+        format: Option<QuantFormat>,
+        biases: bool,
+    ) -> Option<usize>;
 
     /// Router: logits, top-k ids and weights.
     ///

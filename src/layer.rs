@@ -1,5 +1,9 @@
 //! A Mixture-of-Experts layer: configuration, weights and the backend that holds them.
 
+mod memory;
+
+pub use memory::{MemoryUse, WeightFormat};
+
 use crate::backend::{Backend, PartsOf};
 use crate::config::MoeConfig;
 use crate::error::{Error, Result};

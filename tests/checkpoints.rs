@@ -5,6 +5,8 @@
 
 mod common;
 
+use common::*;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,121 +17,23 @@ use moe_kernels::config::ModelConfig;
 use moe_kernels::element::Float;
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
 use moe_kernels::ops::{LayerInput, Output};
-use moe_kernels::weights::LayerWeights;
-use moe_kernels::{Cpu, Error, MoeConfig, MoeLayer};
+use moe_kernels::{Cpu, Error, MoeLayer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde_json::Value;
 use tempfile::TempDir;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// What a layer makes of the tokens that `stored` holds.
-struct Computed {
-    output: Vec<f64>,
-    logits: Vec<f64>,
-    /// 1 where an expert is applied, and its weight.
-    selected: Vec<f64>,
-    weights: Vec<f64>,
-}
-
-impl Computed {
-    fn run<T: Float>(
-        checkpoint: &Checkpoint,
-        model: &ModelConfig,
-        layer: usize,
-        stored: &Checkpoint,
-    ) -> Self {
-        let layer = checkpoint.layer(model, layer).unwrap();
-        let MoeConfig { hidden_size, num_experts, top_k, .. } = *layer.config();
-        let x: Vec<T> = stored.tensor("fixture.hidden_states", "").unwrap().read().unwrap();
-        let tokens = x.len() / hidden_size;
-        let (config, router) = (layer.config().clone(), layer.router_weights().unwrap());
-        let layer = MoeLayer::new(
-            Cpu,
-            config,
-            LayerWeights::new(router, layer.experts::<T>().unwrap()),
-            &(),
-        )
-        .unwrap();
-        let mut workspace = layer.workspace(tokens).unwrap();
-        let x = Cpu.buffer_from("x", &x, &()).unwrap();
-        let mut out = Cpu.allocate::<T>("out", x.len()).unwrap();
-        let input = LayerInput::new(Matrix::contiguous("x", &x, tokens, hidden_size).unwrap());
-        let output = MatrixMut::contiguous("out", &mut out, tokens, hidden_size).unwrap();
-        layer.forward(&input, Output::overwrite(output), &mut workspace, &()).unwrap();
-
-        let mut selected = vec![0.0; tokens * num_experts];
-        let mut weights = selected.clone();
-        let routing = workspace.routing().unwrap();
-        for (assignment, (&id, &weight)) in routing.topk_ids.buffer()[..tokens * top_k]
-            .iter()
-            .zip(&routing.topk_weights.buffer()[..])
-            .enumerate()
-        {
-            let place = assignment / top_k * num_experts + id as usize;
-            selected[place] = 1.0;
-            weights[place] = f64::from(weight);
-        }
-        let logits = &workspace.router_logits().unwrap().buffer()[..tokens * num_experts];
-        Self {
-            output: out.iter().map(|value| f64::from(value.to_f32())).collect(),
-            logits: logits.iter().map(|&logit| logit.into()).collect(),
-            selected,
-            weights,
-        }
-    }
-
-    fn check(&self, what: &str, stored: &Checkpoint, bound: f64) {
-        let read = |name: &str| {
-            let tensor = stored.tensor(&format!("fixture.{name}"), "a result").unwrap();
-            (tensor.read_f64().unwrap(), *tensor.shape().last().unwrap())
-        };
-        assert_eq!(self.selected, read("selected").0, "{what}: selection");
-        for (name, values) in [
-            ("f64.output", &self.output),
-            ("router_logits", &self.logits),
-            ("combine_weights", &self.weights),
-        ] {
-            let (expected, cols) = read(name);
-            let error = common::compare::rel_l2(values, &expected, cols).unwrap();
-            assert!(error <= bound, "{what} {name}: relative L2 {error:e}, bound {bound:e}");
-        }
-    }
-}
-
-fn fixture_model(checkpoint: &Checkpoint) -> ModelConfig {
-    let header: Value = serde_json::from_str(checkpoint.metadata("fixture").unwrap()).unwrap();
-    ModelConfig::parse(&header["config"].to_string(), &[]).unwrap()
-}
-
-fn check_fixture<T: Float>(name: &str, bound: f64) {
-    let checkpoint = Checkpoint::open(fixture(name)).unwrap();
-    let model = fixture_model(&checkpoint);
-    let layers = checkpoint.moe_layers(model.family);
-    assert_eq!(layers.len(), 1, "{name}");
-    let computed = Computed::run::<T>(&checkpoint, &model, layers[0], &checkpoint);
-    computed.check(&format!("{name} {}", T::DTYPE), &checkpoint, bound);
-}
-
+/// Every family, every rule, every layout.
 #[test]
 fn families_agree_with_their_reference() {
-    for name in [
-        "mixtral",
-        "mixtral_all",
-        "mixtral_e5k3",
-        "mixtral_starved",
-        "qwen3_moe",
-        "qwen3_moe_e5k3",
-        "qwen3_moe_k1",
-        "olmoe",
-        "olmoe_e5k3",
-    ] {
-        let name = format!("{name}.safetensors");
-        check_fixture::<f32>(&name, 1e-6);
-        check_fixture::<bf16>(&name, 1e-2);
-        check_fixture::<f16>(&name, 1e-3);
+    let names = golden_names();
+    assert_eq!(names.len(), 42, "{names:?}");
+    for name in names {
+        check_golden::<_, f32>("the CPU", &cpu(), &name, 1e-6);
+        check_golden::<_, bf16>("the CPU", &cpu(), &name, 1e-2);
+        check_golden::<_, f16>("the CPU", &cpu(), &name, 1e-3);
     }
 }
 
@@ -140,11 +44,11 @@ fn sharded_checkpoint_agrees_with_its_reference() {
     let stored = Checkpoint::open(fixture("mixtral-layer1.safetensors")).unwrap();
     let model = ModelConfig::parse(&checkpoint.config_json().unwrap(), &[]).unwrap();
     assert_eq!(checkpoint.moe_layers(model.family), [0, 1, 2]);
-    let run = |layer| Computed::run::<f32>(&checkpoint, &model, layer, &stored);
+    let run = |layer| Computed::run::<_, f32>(&cpu(), &checkpoint, &model, layer, &stored);
     run(1).check("f32", &stored, 1e-6);
-    Computed::run::<bf16>(&checkpoint, &model, 1, &stored).check("bf16", &stored, 1e-2);
+    Computed::run::<_, bf16>(&cpu(), &checkpoint, &model, 1, &stored).check("bf16", &stored, 1e-2);
     // Another layer is another function: the layer number matters.
-    assert!(common::compare::rel_l2(&run(2).output, &run(1).output, 64).unwrap() > 0.1);
+    assert!(rel_l2(&run(2).output, &run(1).output, 64).unwrap() > 0.1);
 }
 
 #[test]
@@ -289,11 +193,7 @@ fn a_value_beyond_the_range_of_f16_is_named() {
     tensors.write(&path);
     let checkpoint = Checkpoint::open(&path).unwrap();
     let layer = checkpoint.layer(&ModelConfig::parse(CONFIG, &[]).unwrap(), 0).unwrap();
-    let make = |config| {
-        let router = layer.router_weights::<f16>().unwrap();
-        MoeLayer::new(Cpu, config, LayerWeights::new(router, layer.experts::<f16>()?), &())
-            .map(|_| ())
-    };
+    let make = |config| MoeLayer::new(Cpu, config, layer.weights::<f16>()?, &()).map(|_| ());
     assert_eq!(
         make(layer.config().clone()).unwrap_err().to_string(),
         "model.layers.0.block_sparse_moe.experts.1.w1.weight = 1000000: expected a value in the \
@@ -360,15 +260,8 @@ fn f32_router_weights_are_not_rounded() {
 
     let stored = Checkpoint::open(fixture("mixtral.safetensors")).unwrap();
     let tokens: Vec<bf16> = stored.tensor("fixture.hidden_states", "").unwrap().read().unwrap();
-    let router = layer.router_weights().unwrap();
     let config = layer.config().clone();
-    let layer = MoeLayer::new(
-        Cpu,
-        config,
-        LayerWeights::new(router, layer.experts::<bf16>().unwrap()),
-        &(),
-    )
-    .unwrap();
+    let layer = MoeLayer::new(Cpu, config, layer.weights::<bf16>().unwrap(), &()).unwrap();
     let mut workspace = layer.workspace(33).unwrap();
     let x = Cpu.buffer_from("x", &tokens, &()).unwrap();
     let mut out = Cpu.allocate::<bf16>("out", x.len()).unwrap();
@@ -389,5 +282,5 @@ fn f32_router_weights_are_not_rounded() {
         .map(|&logit| logit.into())
         .collect();
     // Rounding the weights to bf16 would cost about 1e-3.
-    assert!(common::compare::rel_l2(&logits, &expected, 8).unwrap() <= 1e-6);
+    assert!(rel_l2(&logits, &expected, 8).unwrap() <= 1e-6);
 }

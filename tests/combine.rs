@@ -224,3 +224,13 @@ fn the_same_bits_every_time() {
             .map(|write| bits(&run_combine(&cpu(), &input, write, LOOSE)))
     });
 }
+
+#[test]
+fn random_terms_equal_the_oracle() {
+    for_each_storage!(T => (0..60).for_each(|seed| check_combine_terms::<_, T>(&cpu(), seed)));
+}
+
+#[test]
+fn terms_are_added_in_their_order() {
+    check_order_of_terms(&cpu());
+}

@@ -12,7 +12,9 @@ use moe_kernels::config::GateUpLayout;
 use moe_kernels::cuda::driver::{Driver, DriverError};
 use moe_kernels::cuda::{CudaBuffer, CudaExperts, Path, raw};
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
-use moe_kernels::ops::{LayerInput, LayerParts, Output, Permute};
+use moe_kernels::ops::{
+    Epilogue, ExpertShape, Experts, Gather, GroupedGemm, LayerInput, LayerParts, Output, Permute,
+};
 use moe_kernels::weights::{DenseExperts, LayerWeights, RouterWeights};
 use moe_kernels::{Cuda, Error, MoeConfig, MoeLayer};
 
@@ -260,6 +262,66 @@ fn buffers_of_another_device() {
     let truth = data.routing(&case.config);
     let [exact, _] = expected(&case, &data, (&truth.ids, &truth.weights), None);
     assert_close("afterwards", &wide(&given), &exact, h, 1e-2);
+}
+
+/// Experts without a gate, and their biases, used where they lie.
+#[test]
+fn experts_in_place_are_checked() {
+    let (Some(device), Some(other)) = (device(), device()) else { return };
+    let shape = ExpertShape::ungated(3, 8, 16);
+    let experts = |gate_up: usize| {
+        let zeros = |len| device.put(&vec![bf16::ZERO; len]);
+        let (gate_up, down) = (zeros(gate_up), zeros(3 * 8 * 16));
+        CudaExperts::stacked(&device.backend, shape, GateUpLayout::GateFirst, gate_up, down)
+    };
+    refused!(experts(2 * 3 * 16 * 8), Error::Shape { .. }, "gate_up", "[384]", "[768]");
+    let memory = device.put(&[0f32; 64]);
+    let bias = |len, at: u64| {
+        // SAFETY: no work is submitted with it.
+        #[allow(unsafe_code)]
+        let buffer = unsafe { CudaBuffer::from_raw(&device.backend, memory.address() + at, len) };
+        buffer.unwrap()
+    };
+    let with = |gate_up, down| {
+        let experts = experts(3 * 16 * 8).unwrap();
+        assert!(!experts.has_biases());
+        experts.with_biases(&device.backend, gate_up, down)
+    };
+    let biased = with(bias(3 * 16, 0), bias(3 * 8, 16)).unwrap();
+    assert!(biased.has_biases());
+    assert_eq!(biased.bytes(), 2 * (2 * 3 * 16 * 8) + 4 * (3 * 16 + 3 * 8));
+    let refusal = with(bias(2 * 3 * 16, 0), bias(3 * 8, 0));
+    refused!(refusal, Error::Shape { .. }, "gate_up bias", "[48]", "[96]");
+    let refusal = with(bias(3 * 16, 0), bias(3 * 16, 0));
+    refused!(refusal, Error::Shape { .. }, "down bias", "[24]", "[48]");
+    let refusal = with(bias(3 * 16, 0), bias(3 * 8, 4));
+    refused!(refusal, Error::Value { .. }, "down bias", "a multiple of 16");
+    let refusal = with(other.put(&[0f32; 3 * 16]), bias(3 * 8, 0));
+    refused!(refusal, Error::Value { .. }, "gate_up bias", "of another backend");
+}
+
+/// Weights of rows that lie elsewhere.
+#[test]
+fn row_weights_of_another_backend_are_refused() {
+    let (Some(device), Some(other)) = (device(), device()) else { return };
+    let parts = Parts::new(device);
+    let Parts { device, case, .. } = &parts;
+    let (h, i, e) =
+        (case.config.hidden_size, case.config.intermediate_size, case.config.num_experts);
+    let plan = device.plan(&[0, 1], 1, e);
+    let (x, mut out) = (device.put(&vec![bf16::ZERO; 2 * h]), device.put(&vec![bf16::ZERO; 4 * i]));
+    let weights = other.put(&[1f32; 2]);
+    let op = GroupedGemm::gate_up(
+        Matrix::contiguous("x", &x, 2, h).unwrap(),
+        Gather::Packed,
+        &plan,
+        &parts.parts.experts,
+        Epilogue::Store,
+        MatrixMut::contiguous("out", &mut out, 2, 2 * i).unwrap(),
+    );
+    let op = op.unwrap().with_row_weights(&weights).unwrap();
+    let given = device.backend.grouped_gemm::<DenseExperts<bf16>>(op, &device.stream);
+    refused!(given, Error::Value { .. }, "row_weights", "of another backend");
 }
 
 /// A kernel's fault poisons the context, and every later call says which fault it was.

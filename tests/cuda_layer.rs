@@ -55,9 +55,9 @@ fn some_cases_equal_the_oracle_f16() {
 #[test]
 fn families_agree_with_their_reference() {
     let Some(devices) = devices(Options::checked(3)) else { return };
-    for name in FIXTURES {
+    for name in golden_names() {
         for device in &devices {
-            check_fixture(&describe(device), device, name);
+            check_golden::<_, bf16>(&describe(device), device, &name, 1e-2);
         }
     }
 }
@@ -295,6 +295,19 @@ fn any_case() -> impl Strategy<Value = (Case, u64)> {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 10, failure_persistence: None, ..Default::default() })]
+
+    /// Any rules that go together.
+    #[test]
+    fn layers_of_random_rules(seed in any::<u64>()) {
+        if let Some(devices) = devices(Options::plain(seed)) {
+            let layer = AnyLayer::<bf16>::random(&mut Rng::new(seed));
+            let on_cpu = layer.check("the CPU", &cpu());
+            for device in &devices {
+                let given = layer.check(&describe(device), device);
+                assert_close("as on the CPU", &given, &on_cpu, given.len().max(1), 1e-2);
+            }
+        }
+    }
 
     #[test]
     fn random_layers((case, seed) in any_case()) {

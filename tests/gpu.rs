@@ -74,8 +74,8 @@ fn layers_equal_the_oracle_f16() {
 #[test]
 fn families_agree_with_their_reference() {
     let Some(gpus) = gpus("families_agree_with_their_reference") else { return };
-    for name in FIXTURES {
-        gpus.iter().for_each(|gpu| check_fixture(&describe(gpu), gpu, name));
+    for name in golden_names() {
+        gpus.iter().for_each(|gpu| check_golden::<_, bf16>(&describe(gpu), gpu, &name, 1e-2));
     }
 }
 

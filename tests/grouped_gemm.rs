@@ -329,3 +329,20 @@ fn repeats<T: Storage>() {
 fn the_same_bits_every_time() {
     for_each_storage!(T => repeats::<T>());
 }
+
+/// Every activation, with and without biases and weights of rows.
+#[test]
+fn every_rule_of_experts_equals_the_oracle() {
+    for function in activations() {
+        for (biases, row_weights) in [(false, false), (true, false), (false, true), (true, true)] {
+            let rules = ExpertRules { function, biases, row_weights };
+            for_each_storage!(T => {
+                check_expert_rules::<_, T>(&cpu(), rules, ExpertShape::gated(5, 72, 40), 33);
+            });
+        }
+    }
+    // Past a block of rows and the 512 columns whose sums are made at a time.
+    let function = ActivationFn::SwiGluOai { alpha: 1.702, limit: 7.0 };
+    let rules = ExpertRules { function, biases: true, row_weights: true };
+    check_expert_rules::<_, half::bf16>(&cpu(), rules, ExpertShape::gated(2, 24, 1048), 300);
+}

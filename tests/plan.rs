@@ -147,3 +147,13 @@ fn the_same_bits_every_time() {
         device.read_plan(&device.plan(&ids, 3, 40))
     });
 }
+
+#[test]
+fn row_weights_are_in_the_order_of_rows() {
+    check_row_weights(&cpu());
+}
+
+#[test]
+fn a_plan_without_ids_sends_all_to_expert_0() {
+    check_dense_plan(&cpu());
+}

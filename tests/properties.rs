@@ -76,6 +76,17 @@ fn check<T: Storage>(case: &Case, seed: u64, missing: usize) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    /// Any rules that go together.
+    #[test]
+    fn layers_of_random_rules(seed in any::<u64>()) {
+        AnyLayer::<f32>::random(&mut Rng::new(seed)).check("the CPU", &cpu());
+        AnyLayer::<half::bf16>::random(&mut Rng::new(seed)).check("the CPU", &cpu());
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
 
     #[test]

@@ -251,3 +251,43 @@ fn the_same_bits_every_time() {
         });
     }
 }
+
+fn every_rule<T: Storage>() {
+    for (seed, (what, tokens, config)) in ruled().into_iter().enumerate() {
+        let case = RouterCase::<T>::new(what, config, tokens, &mut Rng::new(seed as u64));
+        case.check(&cpu(), &case.truth());
+    }
+}
+
+#[test]
+fn every_rule_equals_the_oracle() {
+    for_each_storage!(T => every_rule::<T>());
+}
+
+#[test]
+fn random_rules_equal_the_oracle() {
+    for seed in 0..300 {
+        let mut rng = Rng::new(seed);
+        let (tokens, config) = random_rules(&mut rng);
+        let what = format!("seed {seed}");
+        let case = RouterCase::<f32>::new(&what, config, tokens, &mut rng);
+        case.check(&cpu(), &case.truth());
+    }
+}
+
+#[test]
+fn rules_rank_nan_and_infinity_as_documented() {
+    for_each_storage!(T => for case in faulty::<T>() {
+        case.check(&cpu(), &case.truth());
+    });
+}
+
+#[test]
+fn ties_of_scores_and_groups_go_to_the_lowest_id() {
+    for_each_storage!(T => check_ties::<_, T>(&cpu()));
+}
+
+#[test]
+fn rules_of_a_number_of_tokens() {
+    for_each_storage!(T => check_live_tokens::<_, T>(&cpu()));
+}

@@ -24,7 +24,7 @@ const STORED_TOKENS: &str = "fixture.hidden_states";
 const STORED_IDS: &str = "fixture.input_ids";
 
 pub enum Source {
-    Stored { checkpoint: Checkpoint, family: &'static str, layer: CheckpointLayer },
+    Stored { checkpoint: Checkpoint, family: &'static str, layer: Box<CheckpointLayer> },
     Named { model: &'static NamedModel, config: MoeConfig },
 }
 
@@ -47,10 +47,9 @@ impl Source {
                     Ok(ModelConfig::parse(&header["config"].to_string(), &ignored)?)
                 })
                 .with_context(|| format!("{}: metadata \"fixture\"", path.display())),
-            None => checkpoint.config_json().map_err(anyhow::Error::from).and_then(|config| {
-                ModelConfig::parse(&config, &ignored)
-                    .with_context(|| format!("{}: config.json", path.display()))
-            }),
+            None => checkpoint
+                .model(&ignored)
+                .with_context(|| format!("{}: what describes the model", path.display())),
         }?;
         let family = model.family.name;
         let layer = match args.layer {
@@ -65,7 +64,7 @@ impl Source {
                 )
             })?,
         };
-        let layer = checkpoint.layer(&model, layer)?;
+        let layer = Box::new(checkpoint.layer(&model, layer)?);
         Ok(Self::Stored { checkpoint, family, layer })
     }
 

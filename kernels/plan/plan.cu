@@ -1,8 +1,8 @@
 // Plan: the order of assignments by expert.  An assignment is a pair (token, k), numbered token * K + k.
 //
 //   for a in 0 .. T * K:
-//     local[a] = expert_map[ids[a]], or ids[a] without a map; none where that is outside 0 .. E, and from
-//                num_tokens * K on
+//     local[a] = expert_map[ids[a]], or ids[a] without a map, or 0 without ids; none where that is outside 0 .. E,
+//                and from num_tokens * K on
 //     tokens_per_expert[local[a]] += 1
 //   expert_offsets[e] = sum of tokens_per_expert[j] over j < e
 //   next = expert_offsets
@@ -12,6 +12,7 @@
 //       row = next[local[a]]++
 //       row_of_assignment[a] = row
 //       token_of_row[row] = a / K
+//       row_weights[row] = topk_weights[a], where they are asked for
 //
 // Departures:
 // 1. Assignments are cut into chunks.  plan_count counts each chunk's experts into scratch [chunks, E]; plan_scan, one
@@ -61,7 +62,8 @@ __device__ __forceinline__ void local_experts(const PlanArgs& p, uint32_t tile, 
   for (uint32_t i = 0; i < kRounds; i++) {
     const uint32_t a = own_assignment(tile, i);
     expert[i] = kNone;
-    if (a < live) expert[i] = (uint32_t)ids[a / p.top_k * p.ids_stride + a % p.top_k];  // negative ids are great ones
+    if (a < live)  // negative ids are great ones
+      expert[i] = ids != nullptr ? (uint32_t)ids[a / p.top_k * p.ids_stride + a % p.top_k] : 0;
   }
 #pragma unroll
   for (uint32_t i = 0; i < kRounds; i++) {
@@ -187,6 +189,9 @@ __device__ __forceinline__ void scatter_chunks(PlanStorage& s, const PlanArgs& p
           const uint32_t row = s.first_row[expert[i]] + before[expert[i]] + rank[i];
           row_of_assignment[a] = row;
           token_of_row[row] = a / p.top_k;
+          if (p.row_weights != 0)
+            device_pointer<float>(p.row_weights)[row] =
+                device_pointer<const float>(p.topk_weights)[a / p.top_k * p.weights_stride + a % p.top_k];
         } else if (a < end) {
           row_of_assignment[a] = NOT_ROUTED;
         }

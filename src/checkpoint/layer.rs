@@ -171,7 +171,7 @@ impl CheckpointLayer {
                 let gate = rule.combine == SharedCombine::SigmoidGate;
                 let gate = match gate {
                     false => None,
-                    true => Some(find.float(names.gate, "the shared gate", &[1, hidden_size])?),
+                    true => find.vector(names.gate, "the shared gate", true, hidden_size)?,
                 };
                 let shape = ExpertShape {
                     gated: rule.activation.is_gated(),

@@ -1,10 +1,11 @@
-//! Layers from safetensors files and checkpoint folders, memory-mapped.
+//! Layers from safetensors and GGUF files and from checkpoint folders, memory-mapped.
 //!
-//! A checkpoint is one `.safetensors` file, or a folder with `config.json` and either
+//! A checkpoint is one `.safetensors` or `.gguf` file, or a folder with `config.json` and either
 //! `model.safetensors` or the shards that `model.safetensors.index.json` lists. Only the shards
 //! that hold the layer's tensors are opened, and only the tensors that are read are paged in.
 
 mod experts;
+mod gguf;
 mod layer;
 mod quantised;
 mod tensor;
@@ -129,6 +130,20 @@ impl Checkpoint {
             [file] => file.mapped.get()?.metadata(key),
             _ => None,
         }
+    }
+
+    /// What the file's own metadata or the `config.json` beside it says of the model; `ignored` as in
+    /// [`MoeConfig::from_hf_config_ignoring`](crate::MoeConfig::from_hf_config_ignoring).
+    ///
+    /// # Errors
+    /// [`Error::Io`], and as [`ModelConfig::parse`] and [`ModelConfig::from_gguf`].
+    pub fn model(&self, ignored: &[&str]) -> Result<ModelConfig> {
+        if let [file] = self.files.as_slice()
+            && let Some(metadata) = file.mapped.get().and_then(|mapped| mapped.gguf())
+        {
+            return ModelConfig::from_gguf(metadata);
+        }
+        ModelConfig::parse(&self.config_json()?, ignored)
     }
 
     /// Names of all tensors, in alphabetical order.

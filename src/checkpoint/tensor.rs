@@ -10,11 +10,12 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
+use serde_json::{Map, Value};
 
 use crate::element::{DType, Float};
 use crate::error::{Error, Result, vec_with_room};
 
-use super::io_error;
+use super::{gguf, io_error};
 
 /// A safetensors file in memory, with its header read and checked.
 #[derive(Debug)]
@@ -23,13 +24,28 @@ pub(super) struct MappedFile {
     map: Mmap,
     tensors: HashMap<String, Entry>,
     metadata: HashMap<String, String>,
+    gguf: Option<Map<String, Value>>,
 }
 
+/// A tensor's place in its file.
 #[derive(Clone, Debug)]
-struct Entry {
+pub(super) struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: Range<usize>,
+    /// Its type, where that is none of those that are read.
+    foreign: Option<String>,
+}
+
+impl Entry {
+    pub(super) fn new(dtype: Dtype, shape: Vec<usize>, bytes: Range<usize>) -> Self {
+        Self { dtype, shape, bytes, foreign: None }
+    }
+
+    /// A tensor of a type that nothing here reads.
+    pub(super) fn unreadable(shape: Vec<usize>, dtype: String) -> Self {
+        Self { dtype: Dtype::BOOL, shape, bytes: 0..0, foreign: Some(dtype) }
+    }
 }
 
 impl MappedFile {
@@ -49,6 +65,20 @@ impl MappedFile {
         #[expect(unsafe_code, reason = "memory-mapping a file")]
         let map = unsafe { Mmap::map(&file) }.map_err(|error| io_error(path, error))?;
 
+        if map.starts_with(gguf::MAGIC) {
+            let header = gguf::parse(&map).map_err(|reason| Error::File {
+                path: path.to_owned(),
+                reason: format!("not a GGUF file that can be read: {reason}"),
+            })?;
+            let (tensors, gguf) = (header.tensors, Some(header.metadata));
+            return Ok(Self {
+                path: path.to_owned(),
+                map,
+                tensors,
+                metadata: HashMap::new(),
+                gguf,
+            });
+        }
         // Reading the tensors too, and not the header alone, checks that the file is whole.
         SafeTensors::deserialize(&map).map_err(|error| invalid(error.to_string()))?;
         let (header_len, header) =
@@ -60,15 +90,19 @@ impl MappedFile {
             .map(|(name, info)| {
                 let (start, end) = info.data_offsets;
                 let bytes = data + start..data + end;
-                (name, Entry { dtype: info.dtype, shape: info.shape.clone(), bytes })
+                (name, Entry::new(info.dtype, info.shape.clone(), bytes))
             })
             .collect();
         let metadata = header.metadata().clone().unwrap_or_default();
-        Ok(Self { path: path.to_owned(), map, tensors, metadata })
+        Ok(Self { path: path.to_owned(), map, tensors, metadata, gguf: None })
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    pub(super) fn gguf(&self) -> Option<&Map<String, Value>> {
+        self.gguf.as_ref()
     }
 
     pub(super) fn metadata(&self, key: &str) -> Option<&str> {
@@ -230,11 +264,12 @@ impl StoredTensor {
         let overflow = |wide: f32| wide.is_finite() && !T::from_f32(wide).to_f32().is_finite();
         let values = || (0..len).map(|index| element(elements[place(index)]));
         // Only these types have a smaller range than f32 and, for f16, than bf16.
-        if T::DTYPE != DType::F32 && !self.is(T::DTYPE) {
-            if let Some(value) = values().find(|&value| overflow(value)) {
-                let expected = format!("a value in the range of {}", T::DTYPE);
-                return Err(Error::value(&self.name, value, expected));
-            }
+        if T::DTYPE != DType::F32
+            && !self.is(T::DTYPE)
+            && let Some(value) = values().find(|&value| overflow(value))
+        {
+            let expected = format!("a value in the range of {}", T::DTYPE);
+            return Err(Error::value(&self.name, value, expected));
         }
         let mut rounded = vec_with_room(&self.name, len)?;
         rounded.extend(values().map(T::from_f32));
@@ -245,7 +280,7 @@ impl StoredTensor {
         Error::DType {
             tensor: self.name.clone(),
             expected: expected.to_owned(),
-            given: self.entry.dtype.to_string(),
+            given: self.entry.foreign.clone().unwrap_or_else(|| self.entry.dtype.to_string()),
         }
     }
 }

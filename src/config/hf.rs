@@ -112,24 +112,35 @@ impl ModelConfig {
             Err(_) if !std::ptr::eq(text, &object) => find_family(&object)?,
             found => found?,
         };
-        let mut keys = Keys::new(text, family.name);
+        let mut model = Self::read(family, text, ignored)?;
+        model.quantization =
+            match object.get("quantization_config").or(text.get("quantization_config")) {
+                None | Some(Value::Null) => None,
+                Some(Value::Object(quantization)) => Some(quantization.clone()),
+                Some(other) => {
+                    let keys = Keys::new(text, family.name);
+                    return Err(keys.wrong_type("quantization_config", other, "an object"));
+                }
+            };
+        Ok(model)
+    }
+
+    /// What an object's keys say, by a family's rules.
+    pub(super) fn read(
+        family: &'static Family,
+        object: &Map<String, Value>,
+        ignored: &[&str],
+    ) -> Result<Self> {
+        let mut keys = Keys::new(object, family.name);
         let Rules { moe, layers, limits } = (family.read)(&mut keys)?;
         let num_layers = match keys.num_layers {
             Some(layers) => Some(layers),
             None => keys.optional_size("num_hidden_layers")?,
         };
-        let quantization = match object
-            .get("quantization_config")
-            .or(text.get("quantization_config"))
-        {
-            None | Some(Value::Null) => None,
-            Some(Value::Object(quantization)) => Some(quantization.clone()),
-            Some(other) => return Err(keys.wrong_type("quantization_config", other, "an object")),
-        };
         keys.refuse_unknown(ignored)?;
         moe.validate()?;
         layers.validate()?;
-        Ok(Self { family, moe, quantization, num_layers, layers, limits })
+        Ok(Self { family, moe, quantization: None, num_layers, layers, limits })
     }
 
     /// What MoE layer `layer` computes.

@@ -52,15 +52,16 @@ impl Layers {
                 layer % step == step - 1 && !except.contains(&layer),
                 format!("every {step} (decoder_sparse_step), except {except:?} (mlp_only_layers)"),
             ),
-            Self::From { first, every } => {
-                (layer >= *first && layer % every == 0, format!("from {first} on, every {every}"))
-            }
+            Self::From { first, every } => (
+                layer >= *first && layer.is_multiple_of(*every),
+                format!("from {first} on, every {every}"),
+            ),
             Self::Period { period, offset } => (
                 layer % period == offset % period,
                 format!("every {period} (expert_layer_period), from {offset} on"),
             ),
             Self::Range { start, end, interval } => (
-                (*start..=*end).contains(&layer) && layer.wrapping_add(1) % interval == 0,
+                (*start..=*end).contains(&layer) && layer.wrapping_add(1).is_multiple_of(*interval),
                 format!("from {start} to {end}, every {interval}"),
             ),
             Self::Listed(layers) => (layers.contains(&layer), format!("one of {layers:?}")),

@@ -2,6 +2,7 @@
 
 mod experts;
 mod families;
+mod gguf;
 mod hf;
 mod layers;
 mod router;

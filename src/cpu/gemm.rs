@@ -104,6 +104,11 @@ impl<T: Float> PackedMatrix<T> {
         size_of_val(&*self.steps)
     }
 
+    /// Bytes of a matrix `[n, k]` as packed.
+    pub(super) fn bytes_of([n, k]: [usize; 2]) -> Option<usize> {
+        n.div_ceil(PANEL).checked_mul(k)?.checked_mul(size_of::<Step<T>>())
+    }
+
     /// The steps `first..first + DEPTH` of a panel; fewer at the end of `k`.
     fn stored(&self, first: usize, panel: usize) -> &[Step<T>] {
         let depth = DEPTH.min(self.k - first);

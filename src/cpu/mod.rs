@@ -21,11 +21,16 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 use crate::backend::{Backend, sealed};
-use crate::element::{Element, Float};
+use crate::element::{DType, Element, Float};
 use crate::error::{Error, Result, checked_product, vec_with_room};
 use crate::memory::{Buffer, Layout, Matrix, MatrixMut, Memory};
-use crate::ops::{Activation, Combine, GroupedGemm, Permute, Plan, Router};
-use crate::weights::{ExpertWeights, Format, RouterWeights};
+use crate::ops::{Activation, Combine, ExpertShape, GateParts, GroupedGemm, Permute, Plan, Router};
+use crate::weights::{
+    ExpertBiases, ExpertMatrix, ExpertWeights, Format, QuantFormat, RouterWeights,
+};
+
+use gemm::PackedMatrix;
+use quantised::PackedCodes;
 
 /// The CPU, through rayon's global pool. Its stream is `()`: work is done when a call returns.
 #[derive(Clone, Copy, Debug, Default)]
@@ -120,6 +125,26 @@ impl Backend for Cpu {
             Format::Dense(experts) => PackedExperts::pack(&experts),
             Format::Quantised(experts) => PackedExperts::pack_codes(&experts),
         }
+    }
+
+    fn gate_bytes<T: Float>(shape: [usize; 2], router: DType, parts: GateParts) -> Option<usize> {
+        let matrix = match router == T::DTYPE && !parts.input_scale {
+            true => PackedMatrix::<T>::bytes_of(shape),
+            false => PackedMatrix::<f32>::bytes_of(shape),
+        };
+        matrix?.checked_add(parts.bytes(shape[0])?)
+    }
+
+    fn expert_bytes<T: Float>(
+        shape: ExpertShape,
+        format: Option<QuantFormat>,
+        biases: bool,
+    ) -> Option<usize> {
+        let matrix = |matrix: ExpertMatrix| match format {
+            None => PackedMatrix::<T>::bytes_of(matrix.dims(shape)),
+            Some(format) => PackedCodes::bytes_of(format, matrix.dims(shape)),
+        };
+        ExpertBiases::with_matrices(shape, biases, matrix)
     }
 
     fn router<T: Float>(&self, op: Router<'_, Self, T, PackedGate<T>>, (): &()) -> Result<()> {

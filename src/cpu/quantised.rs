@@ -72,6 +72,15 @@ impl PackedCodes {
         Ok(Self { n, k, format, codes, scales })
     }
 
+    /// Bytes of a matrix `[n, k]` as packed.
+    pub(super) fn bytes_of(format: QuantFormat, [n, k]: [usize; 2]) -> Option<usize> {
+        let padded = n.next_multiple_of(PANEL);
+        let codes = (padded / PANEL).checked_mul(k)?.checked_mul(step_bytes(format))?;
+        let rows = if format == QuantFormat::Fp8Block { n } else { padded };
+        let [rows, columns] = format.scale_dims([rows, k]);
+        codes.checked_add(rows.checked_mul(columns)?.checked_mul(format.scale_bytes())?)
+    }
+
     pub(super) fn bytes(&self) -> usize {
         let scales = match &self.scales {
             PackedScales::F32(scales) => size_of_val(&**scales),

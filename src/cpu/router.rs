@@ -227,22 +227,16 @@ impl Score {
 
 /// Two choices among the logits that are close to the best: see [`Scoring::SparseMixer`].
 fn sparse_mixer(jitter: f32, logits: &[f32], ids: &mut [i32], weights: &mut [f32]) {
-    let mut first = usize::MAX;
-    for (id, weight) in ids.iter_mut().zip(weights) {
-        let left = || logits.iter().enumerate().filter(|&(expert, _)| expert != first);
-        let mut best = [0];
-        let mut open: Vec<f32> = logits.to_vec();
-        if let Some(taken) = open.get_mut(first) {
-            *taken = f32::NEG_INFINITY;
-        }
-        choose(&open, &mut best);
-        let chosen = best[0] as usize;
-        let max = open[chosen];
-        let is_close = |logit: f32| (max - logit) / logit.abs().max(max) <= 2.0 * jitter;
-        let close = left().filter(|&(_, &logit)| is_close(logit));
+    choose(logits, ids);
+    let first = ids[0] as usize;
+    for (k, (&id, weight)) in ids.iter().zip(weights).enumerate() {
+        let max = logits[id as usize];
+        // What cannot be compared is not far: a NaN shows.
+        let is_far = |logit: f32| (max - logit) / logit.abs().max(max) > 2.0 * jitter;
+        let left = logits.iter().enumerate().filter(|&(expert, _)| k == 0 || expert != first);
+        let close = left.filter(|&(_, &logit)| !is_far(logit));
         let sum: f32 = close.map(|(_, logit)| (logit - max).exp()).sum();
-        (*id, *weight) = (chosen as i32, 1.0 / sum);
-        first = chosen;
+        *weight = 1.0 / sum;
     }
 }
 

@@ -12,7 +12,11 @@ pub const ACTIVATION_ROWS: u32 = 2;
 
 // What launches share with the kernels.  Row-wise kernels (permute, activation, combine): grid.y blocks of
 // ROW_THREADS * 8 columns, and any number of blocks along x, which stride over the rows or tokens.
+// of shared memory for each expert, where prepared
 pub const ROUTER_THREADS: u32 = 128;
+
+// of shared memory for each expert, where prepared
+pub const ROUTER_VALUE_BYTES: u32 = 16;
 
 // Router: a block computes a tile of logits, in grid.x tiles of experts and any number along y, or routes a token in
 // each warp.  Few tokens have tiles of their own.
@@ -73,53 +77,146 @@ const _: () = {
 };
 pub const SCORING_SOFTMAX: u32 = 0;
 pub const SCORING_SIGMOID: u32 = 1;
+pub const SCORING_SQRT_SOFTPLUS: u32 = 2;
+pub const SCORING_SPARSEMIXER: u32 = 3;
 pub const RENORMALIZE_NONE: u32 = 0;
 pub const RENORMALIZE_SUM: u32 = 1;
+pub const RENORMALIZE_CLAMP_MIN: u32 = 2;
+pub const RENORMALIZE_P_NORM: u32 = 3;
+pub const GROUP_MAX: u32 = 0;
+pub const GROUP_TOP2_SUM: u32 = 1;
 
-// The K best experts of each token, and their weights.
+// The K best experts of each token, or those of a table, and their weights.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct RouterTopKArgs {
-    // float [T, E]
+    // float [T, E]; with x or a bias also written: normalised, biased
     pub logits: u64,
     // int32_t [T, K]
     pub topk_ids: u64,
     // float [T, K]
     pub topk_weights: u64,
+    // float16 [T, H], whose RMS the logits are divided by; 0: none
+    pub x: u64,
+    // float [E], on the logits; 0: none
+    pub bias: u64,
+    // float [E], on the scores, for the choice alone; 0: none
+    pub selection_bias: u64,
+    // float [E], on the weights; 0: none
+    pub expert_scale: u64,
+    // int32_t [table_rows, K]: who is chosen; 0: the best are
+    pub table: u64,
+    // uint32_t [T]: each token's row of the table; 0: row t
+    pub token_ids: u64,
     pub logits_stride: u64,
     pub ids_stride: u64,
     pub weights_stride: u64,
+    pub x_stride: u64,
+    pub table_stride: u64,
     pub num_tokens: TokenCount,
     pub num_experts: u32,
     pub top_k: u32,
+    pub hidden_size: u32,
+    pub table_rows: u32,
+    // 0: bf16
+    pub x_is_f16: u32,
+    // 1: there is any of x, bias, selection_bias, softcap, num_groups; needs shared memory
+    pub prepared: u32,
     pub scoring: u32,
+    // 0: no groups
+    pub num_groups: u32,
+    pub kept_groups: u32,
+    pub group_score: u32,
     pub renormalize: u32,
+    pub group_fill: f32,
+    pub norm_eps: f32,
+    // 0: none
+    pub softcap: f32,
+    // of sparsemixer
+    pub jitter: f32,
+    // epsilon, least or p
+    pub renormalize_by: f32,
+    pub scale: f32,
+    pub reserved: u32,
 }
 const _: () = {
-    assert!(size_of::<RouterTopKArgs>() == 80);
+    assert!(size_of::<RouterTopKArgs>() == 200);
     assert!(align_of::<RouterTopKArgs>() == 8);
     assert!(offset_of!(RouterTopKArgs, logits) == 0);
     assert!(offset_of!(RouterTopKArgs, topk_ids) == 8);
     assert!(offset_of!(RouterTopKArgs, topk_weights) == 16);
-    assert!(offset_of!(RouterTopKArgs, logits_stride) == 24);
-    assert!(offset_of!(RouterTopKArgs, ids_stride) == 32);
-    assert!(offset_of!(RouterTopKArgs, weights_stride) == 40);
-    assert!(offset_of!(RouterTopKArgs, num_tokens) == 48);
-    assert!(offset_of!(RouterTopKArgs, num_experts) == 64);
-    assert!(offset_of!(RouterTopKArgs, top_k) == 68);
-    assert!(offset_of!(RouterTopKArgs, scoring) == 72);
-    assert!(offset_of!(RouterTopKArgs, renormalize) == 76);
+    assert!(offset_of!(RouterTopKArgs, x) == 24);
+    assert!(offset_of!(RouterTopKArgs, bias) == 32);
+    assert!(offset_of!(RouterTopKArgs, selection_bias) == 40);
+    assert!(offset_of!(RouterTopKArgs, expert_scale) == 48);
+    assert!(offset_of!(RouterTopKArgs, table) == 56);
+    assert!(offset_of!(RouterTopKArgs, token_ids) == 64);
+    assert!(offset_of!(RouterTopKArgs, logits_stride) == 72);
+    assert!(offset_of!(RouterTopKArgs, ids_stride) == 80);
+    assert!(offset_of!(RouterTopKArgs, weights_stride) == 88);
+    assert!(offset_of!(RouterTopKArgs, x_stride) == 96);
+    assert!(offset_of!(RouterTopKArgs, table_stride) == 104);
+    assert!(offset_of!(RouterTopKArgs, num_tokens) == 112);
+    assert!(offset_of!(RouterTopKArgs, num_experts) == 128);
+    assert!(offset_of!(RouterTopKArgs, top_k) == 132);
+    assert!(offset_of!(RouterTopKArgs, hidden_size) == 136);
+    assert!(offset_of!(RouterTopKArgs, table_rows) == 140);
+    assert!(offset_of!(RouterTopKArgs, x_is_f16) == 144);
+    assert!(offset_of!(RouterTopKArgs, prepared) == 148);
+    assert!(offset_of!(RouterTopKArgs, scoring) == 152);
+    assert!(offset_of!(RouterTopKArgs, num_groups) == 156);
+    assert!(offset_of!(RouterTopKArgs, kept_groups) == 160);
+    assert!(offset_of!(RouterTopKArgs, group_score) == 164);
+    assert!(offset_of!(RouterTopKArgs, renormalize) == 168);
+    assert!(offset_of!(RouterTopKArgs, group_fill) == 172);
+    assert!(offset_of!(RouterTopKArgs, norm_eps) == 176);
+    assert!(offset_of!(RouterTopKArgs, softcap) == 180);
+    assert!(offset_of!(RouterTopKArgs, jitter) == 184);
+    assert!(offset_of!(RouterTopKArgs, renormalize_by) == 188);
+    assert!(offset_of!(RouterTopKArgs, scale) == 192);
+    assert!(offset_of!(RouterTopKArgs, reserved) == 196);
+};
+
+// Of each sequence, the first `capacity` assignments of an expert stay; the others' ids become -1.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct RouterCapacityArgs {
+    // int32_t [T, K]
+    pub topk_ids: u64,
+    // uint32_t [num_sequences + 1]; 0: all tokens are one
+    pub sequence_offsets: u64,
+    pub ids_stride: u64,
+    pub num_tokens: TokenCount,
+    pub num_sequences: u32,
+    pub num_experts: u32,
+    pub top_k: u32,
+    pub capacity: u32,
+}
+const _: () = {
+    assert!(size_of::<RouterCapacityArgs>() == 56);
+    assert!(align_of::<RouterCapacityArgs>() == 8);
+    assert!(offset_of!(RouterCapacityArgs, topk_ids) == 0);
+    assert!(offset_of!(RouterCapacityArgs, sequence_offsets) == 8);
+    assert!(offset_of!(RouterCapacityArgs, ids_stride) == 16);
+    assert!(offset_of!(RouterCapacityArgs, num_tokens) == 24);
+    assert!(offset_of!(RouterCapacityArgs, num_sequences) == 40);
+    assert!(offset_of!(RouterCapacityArgs, num_experts) == 44);
+    assert!(offset_of!(RouterCapacityArgs, top_k) == 48);
+    assert!(offset_of!(RouterCapacityArgs, capacity) == 52);
 };
 
 // From ids to rows.  Each kernel of the stage takes the same arguments.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PlanArgs {
-    // int32_t [T, K]
+    // int32_t [T, K]; 0: expert 0 for all
     pub topk_ids: u64,
     pub ids_stride: u64,
     // int32_t [expert_map_len]: global id -> local id or -1
     pub expert_map: u64,
+    // float [T, K]: read with row_weights alone
+    pub topk_weights: u64,
+    pub weights_stride: u64,
     // uint32_t [E]
     pub tokens_per_expert: u64,
     // uint32_t [E + 1]
@@ -128,6 +225,8 @@ pub struct PlanArgs {
     pub token_of_row: u64,
     // uint32_t [R]
     pub row_of_assignment: u64,
+    // float [R]: each row's topk_weights; 0: not asked for
+    pub row_weights: u64,
     // uint32_t [chunks, E]; what it holds before does not matter
     pub scratch: u64,
     pub num_tokens: TokenCount,
@@ -137,21 +236,24 @@ pub struct PlanArgs {
     pub assignments_per_chunk: u32,
 }
 const _: () = {
-    assert!(size_of::<PlanArgs>() == 96);
+    assert!(size_of::<PlanArgs>() == 120);
     assert!(align_of::<PlanArgs>() == 8);
     assert!(offset_of!(PlanArgs, topk_ids) == 0);
     assert!(offset_of!(PlanArgs, ids_stride) == 8);
     assert!(offset_of!(PlanArgs, expert_map) == 16);
-    assert!(offset_of!(PlanArgs, tokens_per_expert) == 24);
-    assert!(offset_of!(PlanArgs, expert_offsets) == 32);
-    assert!(offset_of!(PlanArgs, token_of_row) == 40);
-    assert!(offset_of!(PlanArgs, row_of_assignment) == 48);
-    assert!(offset_of!(PlanArgs, scratch) == 56);
-    assert!(offset_of!(PlanArgs, num_tokens) == 64);
-    assert!(offset_of!(PlanArgs, expert_map_len) == 80);
-    assert!(offset_of!(PlanArgs, num_experts) == 84);
-    assert!(offset_of!(PlanArgs, top_k) == 88);
-    assert!(offset_of!(PlanArgs, assignments_per_chunk) == 92);
+    assert!(offset_of!(PlanArgs, topk_weights) == 24);
+    assert!(offset_of!(PlanArgs, weights_stride) == 32);
+    assert!(offset_of!(PlanArgs, tokens_per_expert) == 40);
+    assert!(offset_of!(PlanArgs, expert_offsets) == 48);
+    assert!(offset_of!(PlanArgs, token_of_row) == 56);
+    assert!(offset_of!(PlanArgs, row_of_assignment) == 64);
+    assert!(offset_of!(PlanArgs, row_weights) == 72);
+    assert!(offset_of!(PlanArgs, scratch) == 80);
+    assert!(offset_of!(PlanArgs, num_tokens) == 88);
+    assert!(offset_of!(PlanArgs, expert_map_len) == 104);
+    assert!(offset_of!(PlanArgs, num_experts) == 108);
+    assert!(offset_of!(PlanArgs, top_k) == 112);
+    assert!(offset_of!(PlanArgs, assignments_per_chunk) == 116);
 };
 
 // rows[r] = x[token_of_row[r]]
@@ -361,40 +463,72 @@ const _: () = {
     assert!(offset_of!(ActivationArgs, reserved) == 100);
 };
 
-// out[t] (+)= sum_k topk_weights[t, k] * rows[row_of_assignment[t * K + k]]
+// out[t] (+)= sum_k scale * topk_weights[t, k] * (rows[row_of_assignment[t * K + k]], or x[t] where
+// zero_first <= topk_ids[t, k] < zero_end) + shared_scale * shared_weights[t] * shared[t] + bias
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct CombineArgs {
     // float16 [R, H]
     pub rows: u64,
-    // float [T, K]
+    // float [T, K]; 0: all 1
     pub topk_weights: u64,
     // uint32_t [R]
     pub row_of_assignment: u64,
     // float16 [T, H]
     pub out: u64,
+    // float16 [T, H]: the output of experts without weights; 0: there are none
+    pub x: u64,
+    // int32_t [T, K]: read with x alone
+    pub topk_ids: u64,
+    // float16 [T, H]; 0: none
+    pub shared: u64,
+    // float [T, 1]; 0: all 1
+    pub shared_weights: u64,
+    // float [H]; 0: none
+    pub bias: u64,
     pub rows_stride: u64,
     pub weights_stride: u64,
     pub out_stride: u64,
+    pub x_stride: u64,
+    pub ids_stride: u64,
+    pub shared_stride: u64,
+    pub shared_weights_stride: u64,
     pub num_tokens: TokenCount,
     pub hidden_size: u32,
     pub top_k: u32,
     pub accumulate: u32,
+    pub scale: f32,
+    pub shared_scale: f32,
+    pub zero_first: u32,
+    pub zero_end: u32,
     pub reserved: u32,
 }
 const _: () = {
-    assert!(size_of::<CombineArgs>() == 88);
+    assert!(size_of::<CombineArgs>() == 176);
     assert!(align_of::<CombineArgs>() == 8);
     assert!(offset_of!(CombineArgs, rows) == 0);
     assert!(offset_of!(CombineArgs, topk_weights) == 8);
     assert!(offset_of!(CombineArgs, row_of_assignment) == 16);
     assert!(offset_of!(CombineArgs, out) == 24);
-    assert!(offset_of!(CombineArgs, rows_stride) == 32);
-    assert!(offset_of!(CombineArgs, weights_stride) == 40);
-    assert!(offset_of!(CombineArgs, out_stride) == 48);
-    assert!(offset_of!(CombineArgs, num_tokens) == 56);
-    assert!(offset_of!(CombineArgs, hidden_size) == 72);
-    assert!(offset_of!(CombineArgs, top_k) == 76);
-    assert!(offset_of!(CombineArgs, accumulate) == 80);
-    assert!(offset_of!(CombineArgs, reserved) == 84);
+    assert!(offset_of!(CombineArgs, x) == 32);
+    assert!(offset_of!(CombineArgs, topk_ids) == 40);
+    assert!(offset_of!(CombineArgs, shared) == 48);
+    assert!(offset_of!(CombineArgs, shared_weights) == 56);
+    assert!(offset_of!(CombineArgs, bias) == 64);
+    assert!(offset_of!(CombineArgs, rows_stride) == 72);
+    assert!(offset_of!(CombineArgs, weights_stride) == 80);
+    assert!(offset_of!(CombineArgs, out_stride) == 88);
+    assert!(offset_of!(CombineArgs, x_stride) == 96);
+    assert!(offset_of!(CombineArgs, ids_stride) == 104);
+    assert!(offset_of!(CombineArgs, shared_stride) == 112);
+    assert!(offset_of!(CombineArgs, shared_weights_stride) == 120);
+    assert!(offset_of!(CombineArgs, num_tokens) == 128);
+    assert!(offset_of!(CombineArgs, hidden_size) == 144);
+    assert!(offset_of!(CombineArgs, top_k) == 148);
+    assert!(offset_of!(CombineArgs, accumulate) == 152);
+    assert!(offset_of!(CombineArgs, scale) == 156);
+    assert!(offset_of!(CombineArgs, shared_scale) == 160);
+    assert!(offset_of!(CombineArgs, zero_first) == 164);
+    assert!(offset_of!(CombineArgs, zero_end) == 168);
+    assert!(offset_of!(CombineArgs, reserved) == 172);
 };

@@ -124,3 +124,60 @@ fn inverse_silu(limit: f32) -> f32 {
     }
     high as f32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `activate` of kernels/tile/activation.cuh, without a gate.
+    fn activate(p: &ActivationParams, x: f32) -> f32 {
+        let least = |x: f32, limit: f32| if x > limit { limit } else { x };
+        let most = |x: f32, limit: f32| if x < limit { limit } else { x };
+        let g = most(least(x, p.gate_max), p.gate_min);
+        let u = most(least(x, p.up_max), p.up_min);
+        let square = (g * g).min(3e38);
+        let slope = p.coefficients.iter().rev().fold(0.0, |sum: f32, c| sum.mul_add(square, *c));
+        g * (1.0 / (1.0 + (g * slope).exp2())) * (u + p.up_bias)
+    }
+
+    /// `x (1 + erf(x / sqrt(2))) / 2` by the series of erf with positive terms.
+    fn gelu_erf(x: f64) -> f64 {
+        if x.abs() > 8.0 {
+            return x.max(0.0);
+        }
+        let (mut term, mut sum) = (x, 0.0);
+        for n in 1..200 {
+            sum += term;
+            term *= x * x / f64::from(2 * n + 1);
+        }
+        let density = (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+        x * (0.5 + density * sum)
+    }
+
+    /// Within 1e-6, over every 2^10th float.
+    #[test]
+    fn gelu_by_erf_is_close_everywhere() {
+        let params = params(ActivationFn::GeluErf);
+        let mut worst = (0.0, 0.0);
+        for bits in (0..=u32::MAX).step_by(1 << 10) {
+            let x = f32::from_bits(bits);
+            if x.is_finite() && x != f32::MIN {
+                let error = (f64::from(activate(&params, x)) - gelu_erf(x.into())).abs();
+                worst = if error > worst.0 { (error, x) } else { worst };
+            }
+        }
+        assert!(worst.0 <= 1e-6, "{worst:?}");
+        assert!(activate(&params, f32::NAN).is_nan());
+        assert_eq!(activate(&params, f32::INFINITY), f32::INFINITY);
+    }
+
+    #[test]
+    fn a_limit_on_silu_is_one_on_the_gate() {
+        for limit in [f32::MIN_POSITIVE, 1e-3, 0.5, 7.0, 16.0, 3e4, f32::MAX] {
+            let gate = f64::from(inverse_silu(limit));
+            let silu = gate / (1.0 + (-gate).exp());
+            let error = (silu - f64::from(limit)).abs();
+            assert!(error <= 1e-6 * f64::from(limit), "silu({gate}) = {silu}, limit {limit}");
+        }
+    }
+}

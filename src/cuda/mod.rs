@@ -38,10 +38,13 @@ pub use context::{Cuda, Path};
 pub use weights::{CudaExperts, CudaGate};
 
 use crate::backend::{Backend, sealed};
-use crate::element::Float;
+use crate::element::{DType, Float};
 use crate::error::{Error, Result};
-use crate::ops::{Activation, Combine, GroupedGemm, Permute, Plan, Router};
-use crate::weights::{ExpertWeights, Format, RouterWeights};
+use crate::ops::{
+    Activation, Combine, ExpertShape, GateParts, GroupedGemm, Permute, Plan, Router, RowWeights,
+    SharedRows,
+};
+use crate::weights::{ExpertBiases, ExpertWeights, Format, QuantFormat, RouterWeights};
 
 use driver::{Driver, DriverError};
 
@@ -83,6 +86,26 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
         }
     }
 
+    fn gate_bytes<T: Float>(shape: [usize; 2], router: DType, parts: GateParts) -> Option<usize> {
+        let dtype = if router == T::DTYPE && !parts.input_scale { T::DTYPE } else { DType::F32 };
+        let matrix = shape[0].checked_mul(shape[1])?.checked_mul(dtype.size())?;
+        matrix.checked_add(parts.bytes(shape[0])?)
+    }
+
+    fn expert_bytes<T: Float>(
+        shape: ExpertShape,
+        format: Option<QuantFormat>,
+        biases: bool,
+    ) -> Option<usize> {
+        ExpertBiases::with_matrices(shape, biases, |matrix| {
+            let [rows, columns] = matrix.dims(shape);
+            match format {
+                None => rows.checked_mul(columns)?.checked_mul(T::DTYPE.size()),
+                Some(format) => Some(format.matrix_bytes([rows, columns])),
+            }
+        })
+    }
+
     fn router<T: Float>(
         &self,
         op: Router<'_, Self, T, CudaGate<D, T>>,
@@ -91,12 +114,14 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
         self.check_places([
             stream.place(),
             op.hidden_states.buffer().place("router input"),
-            op.gate.place(),
             op.output.router_logits.buffer().place("router_logits"),
             op.output.topk_ids.buffer().place("topk_ids"),
             op.output.topk_weights.buffer().place("topk_weights"),
         ])?;
+        self.check_places(op.gate.places())?;
         self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
+        self.check_places(op.token_ids.map(|ids| ids.place("token_ids")))?;
+        self.check_places(op.sequence_offsets.map(|offsets| offsets.place("sequence_offsets")))?;
         router::run(self, op, stream)
     }
 
@@ -105,6 +130,10 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
         self.check_places(op.topk_ids.map(|ids| ids.buffer().place("topk_ids")))?;
         self.check_places(op.expert_map.map(|map| map.buffer().place("expert_map")))?;
         self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
+        if let Some(RowWeights { topk_weights, out }) = &op.row_weights {
+            let weights = topk_weights.buffer().place("topk_weights");
+            self.check_places([weights, out.place("row weights")])?;
+        }
         plan::run(self, op, stream)
     }
 
@@ -156,6 +185,16 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
             op.output.matrix.buffer().place("output"),
         ])?;
         self.check_places(op.num_tokens.map(|count| count.place("num_tokens")))?;
+        self.check_places(op.topk_weights.map(|weights| weights.buffer().place("topk_weights")))?;
+        if let Some(zero) = &op.zero_experts {
+            let x = zero.x.buffer().place("zero experts' input");
+            self.check_places([x, zero.topk_ids.buffer().place("topk_ids")])?;
+        }
+        if let Some(SharedRows { rows, weights, .. }) = op.shared {
+            self.check_places([rows.buffer().place("shared rows")])?;
+            self.check_places(weights.map(|weights| weights.buffer().place("shared weights")))?;
+        }
+        self.check_places(op.bias.map(|bias| bias.place("output bias")))?;
         combine::run(self, op, stream)
     }
 }

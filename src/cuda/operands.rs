@@ -19,6 +19,9 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Of a matrix that is not there.
+    pub(super) const NONE: Self = Self { address: 0, stride: 0 };
+
     fn new<D: Driver, T: Element>(buffer: &CudaBuffer<D, T>, layout: Layout) -> Self {
         // A matrix without rows may start anywhere, and is not read.
         let address = if layout.rows == 0 { 0 } else { buffer.at(layout.offset) };

@@ -1,7 +1,7 @@
 //! Plan: from a checked contract to launches.
 
 use crate::error::Result;
-use crate::ops::{NOT_ROUTED, Plan};
+use crate::ops::{NOT_ROUTED, Plan, RowWeights};
 
 use super::abi::{self, PLAN_SHARED, PLAN_THREADS, PLAN_TILE, PlanArgs};
 use super::driver::{Driver, KernelArg, LaunchConfig};
@@ -34,23 +34,27 @@ pub(super) fn run<D: Driver + 'static>(
 ) -> Result<()> {
     let Plan { topk_ids, rows: tokens, top_k, expert_map, plan, num_tokens, row_weights } =
         op.begin();
-    let (Some(topk_ids), None) = (topk_ids, row_weights) else {
-        return Err(super::not_yet("a dense plan, or row weights"));
-    };
     let assignments = tokens * top_k;
     let small = assignments <= SMALL;
     let most = if small { 1 } else { MAX_CHUNKS };
     let per_chunk = assignments.div_ceil(most).max(1).next_multiple_of(PLAN_TILE as usize);
-    let ids = Place::of(topk_ids);
+    let ids = topk_ids.map_or(Place::NONE, Place::of);
+    let (weights, row_weights) = match row_weights {
+        Some(RowWeights { topk_weights, out }) => (Place::of(topk_weights), out.address()),
+        None => (Place::NONE, 0),
+    };
     let args = PlanArgs {
         topk_ids: ids.address,
         ids_stride: ids.stride,
         // 0 means none: an empty map, which nobody reads, may lie there.
         expert_map: expert_map.map_or(0, |map| Place::of(map).address.max(16)),
+        topk_weights: weights.address,
+        weights_stride: weights.stride,
         tokens_per_expert: plan.tokens_per_expert.address(),
         expert_offsets: plan.expert_offsets.address(),
         token_of_row: plan.token_of_row.address(),
         row_of_assignment: plan.row_of_assignment.address(),
+        row_weights,
         scratch: plan.scratch.address(),
         num_tokens: token_count(tokens, num_tokens),
         // Ids are below 2^31.
@@ -61,9 +65,9 @@ pub(super) fn run<D: Driver + 'static>(
     };
     let launch = |kernel, blocks| {
         let config = LaunchConfig::linear(blocks, PLAN_THREADS).with_shared(PLAN_SHARED);
-        // SAFETY: the kernels take PlanArgs. The contract has checked that the ids lie in their buffer and
-        // that the plan has room for as many assignments, for which its scratch was made; the buffers
-        // are borrowed, and whoever frees them waits for the device.
+        // SAFETY: the kernels take PlanArgs. The contract has checked that ids and weights lie in their
+        // buffers and that the plan and the row weights have room for as many assignments, for which the
+        // plan's scratch was made; the buffers are borrowed, and whoever frees them waits for the device.
         unsafe { cuda.launch(kernel, config, &[KernelArg::new(&args)], stream) }
     };
     if small {

@@ -19,10 +19,17 @@ use super::grouped_gemm::TensorMaps;
 use super::quantised::QuantisedProjection;
 use super::{Cuda, CudaBuffer, CudaStream};
 
-/// A router's weight `[E, H]` in device memory.
+/// A router's weights in device memory: a matrix `[E, H]`, and what
+/// [`RouterConfig`](crate::config::RouterConfig) says that there is besides. E counts experts without
+/// weights too.
 pub struct CudaGate<D: Driver, T: Element> {
     shape: [usize; 2],
     pub(super) values: GateValues<D, T>,
+    pub(super) bias: Option<CudaBuffer<D, f32>>,
+    pub(super) selection_bias: Option<CudaBuffer<D, f32>>,
+    pub(super) expert_scale: Option<CudaBuffer<D, f32>>,
+    pub(super) hash_table: Option<CudaBuffer<D, i32>>,
+    input_scale: bool,
 }
 
 pub(super) enum GateValues<D: Driver, T: Element> {
@@ -46,23 +53,46 @@ impl<D: Driver, T: Element> Gate for CudaGate<D, T> {
     }
 
     fn parts(&self) -> GateParts {
-        GateParts::default()
+        GateParts {
+            bias: self.bias.is_some(),
+            selection_bias: self.selection_bias.is_some(),
+            expert_scale: self.expert_scale.is_some(),
+            input_scale: self.input_scale,
+            hash_table: self.hash_table.as_ref().map_or(0, Buffer::len),
+        }
     }
 
     fn bytes(&self) -> usize {
-        match &self.values {
+        let matrix = match &self.values {
             GateValues::F32(buffer) => buffer.len() * size_of::<f32>(),
             GateValues::Model(buffer) => buffer.len() * size_of::<T>(),
-        }
+        };
+        let vectors: usize = self.vectors().map(|(_, buffer)| buffer.len()).sum();
+        matrix + size_of::<f32>() * (vectors + self.parts().hash_table)
+    }
+}
+
+impl<D: Driver, T: Element> CudaGate<D, T> {
+    fn vectors(&self) -> impl Iterator<Item = (&'static str, &CudaBuffer<D, f32>)> {
+        [
+            ("router bias", &self.bias),
+            ("router selection_bias", &self.selection_bias),
+            ("router expert_scale", &self.expert_scale),
+        ]
+        .into_iter()
+        .filter_map(|(what, buffer)| Some((what, buffer.as_ref()?)))
     }
 }
 
 impl<D: Driver + 'static, T: Float> CudaGate<D, T> {
-    pub(super) fn place(&self) -> Place<'_, D> {
-        match &self.values {
+    pub(super) fn places(&self) -> impl Iterator<Item = Place<'_, D>> {
+        let matrix = match &self.values {
             GateValues::F32(buffer) => buffer.place("gate"),
             GateValues::Model(buffer) => buffer.place("gate"),
-        }
+        };
+        let vectors = self.vectors().map(|(what, buffer)| buffer.place(what));
+        let table = self.hash_table.as_ref().map(|table| table.place("hash_table"));
+        std::iter::once(matrix).chain(vectors).chain(table)
     }
 
     pub(super) fn upload(
@@ -71,14 +101,34 @@ impl<D: Driver + 'static, T: Float> CudaGate<D, T> {
         weights: RouterWeights<T>,
         stream: &CudaStream<D>,
     ) -> Result<Self> {
-        match weights.folded(shape)?.matrix {
+        let RouterWeights { matrix, bias, selection_bias, expert_scale, input_scale, hash_table } =
+            weights.folded(shape)?;
+        let mut gate = match matrix {
             RouterMatrix::F32(values) => {
                 Self::f32(shape, cuda.buffer_from("gate", &values, stream)?)
             }
             RouterMatrix::Model(values) => {
                 Self::model(shape, cuda.buffer_from("gate", &values, stream)?)
             }
+        }?;
+        if let Some(bias) = bias {
+            gate = gate.with_bias(cuda.buffer_from("router bias", &bias, stream)?)?;
         }
+        if let Some(bias) = selection_bias {
+            let bias = cuda.buffer_from("router selection_bias", &bias, stream)?;
+            gate = gate.with_selection_bias(bias)?;
+        }
+        if let Some(scale) = expert_scale {
+            let scale = cuda.buffer_from("router expert_scale", &scale, stream)?;
+            gate = gate.with_expert_scale(scale)?;
+        }
+        if let Some(table) = hash_table {
+            gate = gate.with_hash_table(cuda.buffer_from("hash_table", &table, stream)?);
+        }
+        if input_scale.is_some() {
+            gate = gate.with_input_scale_folded();
+        }
+        Ok(gate)
     }
 
     /// A gate that routes in f32, used where it lies.
@@ -97,6 +147,52 @@ impl<D: Driver + 'static, T: Float> CudaGate<D, T> {
         Self::checked(shape, values.len(), values.address(), GateValues::Model(values))
     }
 
+    /// `[E]`: a bias on the logits.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another length.
+    pub fn with_bias(self, bias: CudaBuffer<D, f32>) -> Result<Self> {
+        self.expect("router bias", &bias)?;
+        Ok(Self { bias: Some(bias), ..self })
+    }
+
+    /// `[E]`: a bias on the scores, for the choice alone.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another length.
+    pub fn with_selection_bias(self, bias: CudaBuffer<D, f32>) -> Result<Self> {
+        self.expect("router selection_bias", &bias)?;
+        Ok(Self { selection_bias: Some(bias), ..self })
+    }
+
+    /// `[E]`: a factor on the weights.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for another length.
+    pub fn with_expert_scale(self, scale: CudaBuffer<D, f32>) -> Result<Self> {
+        self.expect("router expert_scale", &scale)?;
+        Ok(Self { expert_scale: Some(scale), ..self })
+    }
+
+    /// `[vocab_size, K]`: the experts of each token of the vocabulary. An entry outside `0..E` is none.
+    pub fn with_hash_table(self, table: CudaBuffer<D, i32>) -> Self {
+        Self { hash_table: Some(table), ..self }
+    }
+
+    /// Says that the norm's `input_scale [H]` is contained in the matrix: each row was multiplied by it
+    /// element by element, in f32, before. A router with a norm takes no other gate.
+    pub fn with_input_scale_folded(self) -> Self {
+        Self { input_scale: true, ..self }
+    }
+
+    fn expect(&self, operand: &str, buffer: &CudaBuffer<D, f32>) -> Result<()> {
+        let experts = self.shape[0];
+        if buffer.len() != experts {
+            return Err(Error::shape(operand, [experts], [buffer.len()]));
+        }
+        Ok(())
+    }
+
     fn checked(
         shape: [usize; 2],
         len: usize,
@@ -112,7 +208,15 @@ impl<D: Driver + 'static, T: Float> CudaGate<D, T> {
             let given = format!("device address {address:#x}");
             return Err(Error::value("router weight", given, "a multiple of 16"));
         }
-        Ok(Self { shape, values })
+        Ok(Self {
+            shape,
+            values,
+            bias: None,
+            selection_bias: None,
+            expert_scale: None,
+            hash_table: None,
+            input_scale: false,
+        })
     }
 }
 

@@ -21,6 +21,8 @@ mod plan;
 mod router;
 
 pub use activation::Activation;
+#[cfg_attr(not(feature = "driver"), expect(unused_imports, reason = "for CUDA's operands"))]
+pub(crate) use combine::ZeroExperts;
 pub use combine::{Combine, Output, SharedRows, Write};
 #[cfg(any(feature = "cpu", feature = "driver"))]
 pub(crate) use grouped_gemm::Projection;

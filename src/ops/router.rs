@@ -24,6 +24,17 @@ pub struct GateParts {
 }
 
 impl GateParts {
+    /// Bytes of what is beside a matrix `[E, H]`; the input's scale is part of that.
+    #[cfg_attr(
+        not(any(feature = "cpu", feature = "driver")),
+        expect(dead_code, reason = "for backends")
+    )]
+    pub(crate) fn bytes(self, num_experts: usize) -> Option<usize> {
+        let vectors = [self.bias, self.selection_bias, self.expert_scale];
+        let vectors = vectors.into_iter().map(usize::from).sum::<usize>();
+        vectors.checked_mul(num_experts)?.checked_add(self.hash_table)?.checked_mul(4)
+    }
+
     /// What `config` says there is.
     pub(crate) fn of(config: &MoeConfig) -> Result<Self> {
         let router = &config.router;

@@ -31,6 +31,25 @@ pub struct ExpertBiases {
 }
 
 impl ExpertBiases {
+    /// Bytes of all experts' matrices, each of which takes `matrix`, and of their biases.
+    #[cfg_attr(
+        not(any(feature = "cpu", feature = "driver")),
+        expect(dead_code, reason = "for backends")
+    )]
+    pub(crate) fn with_matrices(
+        shape: ExpertShape,
+        biases: bool,
+        matrix: impl Fn(ExpertMatrix) -> Option<usize>,
+    ) -> Option<usize> {
+        let gate = if shape.gated { matrix(ExpertMatrix::Gate)? } else { 0 };
+        let matrices = gate
+            .checked_add(matrix(ExpertMatrix::Up)?)?
+            .checked_add(matrix(ExpertMatrix::Down)?)?;
+        let columns = shape.gate_up_columns().checked_add(shape.hidden_size)?;
+        let biases = if biases { columns.checked_mul(4)? } else { 0 };
+        matrices.checked_add(biases)?.checked_mul(shape.num_experts)
+    }
+
     fn check(&self, shape: ExpertShape) -> Result<()> {
         for (operand, given, columns) in [
             ("gate_up bias", self.gate_up.len(), shape.gate_up_columns()),

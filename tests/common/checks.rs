@@ -17,10 +17,6 @@ use moe_kernels::{MoeConfig, MoeLayer};
 
 use super::*;
 
-/// The families' golden files.
-pub(crate) const FIXTURES: [&str; 6] =
-    ["mixtral", "qwen3_moe", "olmoe", "mixtral_starved", "qwen3_moe_k1", "olmoe_e5k3"];
-
 /// The layer's own routing: exact ids, weights, plan; output within the bounds.
 pub(crate) fn check_case<B: Backend, T: Storage>(on: &str, device: &Device<B>, case: &Case) {
     let what = format!("{} {} on {on}", case.name, T::NAME);
@@ -52,45 +48,6 @@ pub(crate) fn check_case<B: Backend, T: Storage>(on: &str, device: &Device<B>, c
     let given = forward(device, &layer, &call, &mut workspace);
     let [exact, plain] = expected(case, &data, (&truth.ids, &truth.weights), Some(&before));
     assert_within::<T>(&format!("{what}: accumulate"), &wide(&given), &exact, &plain, h);
-}
-
-/// A family's golden file: what its reference implementation computed.
-#[cfg(feature = "checkpoint")]
-pub(crate) fn check_fixture<B: Backend>(on: &str, device: &Device<B>, name: &str) {
-    let what = format!("{name} on {on}");
-    let repository = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures").to_owned();
-    // A machine that only runs the tests has them elsewhere.
-    let folder = std::env::var("MOE_FIXTURES").unwrap_or(repository);
-    let path = format!("{folder}/{name}.safetensors");
-    let stored = Checkpoint::open(path).unwrap();
-    let header: serde_json::Value =
-        serde_json::from_str(stored.metadata("fixture").unwrap()).unwrap();
-    let model = ModelConfig::parse(&header["config"].to_string(), &[]).unwrap();
-    let number = stored.moe_layers(model.family)[0];
-    let source = stored.layer(&model, number).unwrap();
-    let config = source.config().clone();
-    let MoeConfig { num_experts, top_k, .. } = config;
-    let weights =
-        LayerWeights::new(source.router_weights().unwrap(), source.experts::<bf16>().unwrap());
-    let layer = MoeLayer::new(device.backend.clone(), config, weights, &device.stream).unwrap();
-    let x: Vec<bf16> = stored.tensor("fixture.hidden_states", "").unwrap().read().unwrap();
-    let mut workspace = layer.workspace(x.len() / layer.config().hidden_size).unwrap();
-    let out = forward(device, &layer, &Call::new(&x), &mut workspace);
-
-    let read = |name: &str| {
-        let tensor = stored.tensor(&format!("fixture.{name}"), "a result").unwrap();
-        (tensor.read_f64().unwrap(), *tensor.shape().last().unwrap())
-    };
-    let (selected, _) = read("selected");
-    let mut chosen = vec![0.0; selected.len()];
-    let routing = workspace.routing().unwrap();
-    let ids = device.get(routing.topk_ids.buffer());
-    for (assignment, &id) in ids[..selected.len() / num_experts * top_k].iter().enumerate() {
-        chosen[assignment / top_k * num_experts + id as usize] = 1.0;
-    }
-    assert_eq!(chosen, selected, "{what}: selection");
-    let (output, cols) = read("f64.output");
-    assert_close(&what, &wide(&out), &output, cols, 1e-2);
 }
 
 /// A graph captured once serves other tokens, numbers of tokens and routing.

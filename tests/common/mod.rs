@@ -4,20 +4,34 @@
 
 #![allow(dead_code, unused_imports, unused_macros, reason = "each test binary uses a part")]
 
+pub(crate) mod activations;
 pub(crate) mod cases;
 pub(crate) mod checks;
 pub(crate) mod compare;
 pub(crate) mod emulated;
+pub(crate) mod expert_rules;
 pub(crate) mod forward;
+#[cfg(feature = "checkpoint")]
+pub(crate) mod golden;
+pub(crate) mod layers;
 pub(crate) mod reference;
+pub(crate) mod rules;
 pub(crate) mod stages;
+pub(crate) mod terms;
 
+pub(crate) use activations::*;
 pub(crate) use cases::*;
 pub(crate) use checks::*;
 pub(crate) use compare::*;
 pub(crate) use emulated::*;
+pub(crate) use expert_rules::*;
 pub(crate) use forward::*;
+#[cfg(feature = "checkpoint")]
+pub(crate) use golden::*;
+pub(crate) use layers::*;
+pub(crate) use rules::*;
 pub(crate) use stages::*;
+pub(crate) use terms::*;
 
 use half::{bf16, f16};
 use moe_kernels::backend::Backend;

@@ -9,14 +9,35 @@ use moe_kernels::Cuda;
 use moe_kernels::backend::Backend;
 use moe_kernels::config::{ActivationFn, GateUpLayout};
 use moe_kernels::cuda::tiles::{Family, TILES, Tile};
-use moe_kernels::cuda::{CudaExperts, Path};
+use moe_kernels::cuda::{CudaBuffer, CudaExperts, Path};
 use moe_kernels::memory::{Matrix, MatrixMut};
 use moe_kernels::ops::{Epilogue, ExpertShape, Gather, GroupedGemm, RoutingPlan};
 use moe_kernels::weights::DenseExperts;
 
 use crate::common::*;
 
-const SWIGLU: Epilogue = Epilogue::Activation(ActivationFn::SwiGlu);
+/// What a check's experts compute besides products.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    gated: ActivationFn,
+    ungated: ActivationFn,
+    biases: bool,
+    row_weights: bool,
+}
+
+impl Rules {
+    /// Every tile's checks are numbered from 0: within four of them each combination of biases and
+    /// weights comes up, and every activation within all tiles.
+    pub(crate) fn of(tile: &'static Tile, check: usize) -> Self {
+        let which = check + TILES.iter().position(|t| t == tile).unwrap();
+        Self {
+            gated: GATED[which % GATED.len()],
+            ungated: UNGATED[which % UNGATED.len()],
+            biases: check % 4 > 1 && tile.adjusts(),
+            row_weights: check % 2 == 1 && tile.adjusts(),
+        }
+    }
+}
 
 /// The row of the table with this kernel.
 pub(crate) fn tile(family: Family, rows: u32, columns: u32) -> &'static Tile {
@@ -35,16 +56,21 @@ pub(crate) struct Shape {
 
 /// Inputs whose products and sums are exact in f32, so that a stored sum has one right value.
 struct Inputs<T> {
+    /// With a gate; the experts without one have the up and the down projections of these.
     shape: ExpertShape,
+    rules: Rules,
     poisoned: Option<usize>,
     /// One assignment for each token; some are not routed here.
     ids: Vec<i32>,
     plan: reference::Plan,
     data: Data<T>,
+    /// Of the gate, the up and the down projection: `[E, columns]`.
+    biases: [Vec<f32>; 3],
+    row_weights: Vec<f32>,
 }
 
 impl<T: Storage> Inputs<T> {
-    fn new(shape: &Shape) -> Self {
+    fn new(shape: &Shape, rules: Rules) -> Self {
         let &Shape { rows, poisoned, hidden_size: h, intermediate_size: i } = shape;
         let e = rows.len();
         let mut rng = Rng::new((h * 1000 + i) as u64);
@@ -71,8 +97,30 @@ impl<T: Storage> Inputs<T> {
         };
         let (gate, up, down) = (weights(), weights(), weights());
         let plan = reference::plan(&ids, 1, e, None);
+        let mut biases = |columns| {
+            let mut biases = rng.grid::<f32>(e * columns, 8, 0.125);
+            if let Some(expert) = poisoned {
+                biases[expert * columns..][..columns].fill(f32::POISON);
+            }
+            biases
+        };
+        let biases = [biases(i), biases(i), biases(h)];
+        let mut row_weights: Vec<f32> =
+            (0..ids.len()).map(|_| [1.0, 0.5, -2.0, 0.0, 0.25][rng.below(5)]).collect();
+        row_weights[plan.token_of_row.len()..].fill(f32::POISON);
         let shape = ExpertShape::gated(e, h, i);
-        Self { shape, poisoned, ids, plan, data: Data { x, router: vec![], gate, up, down } }
+        let data = Data { x, router: vec![], gate, up, down };
+        Self { shape, rules, poisoned, ids, plan, data, biases, row_weights }
+    }
+
+    /// Of the first product of all experts, in the layout of biases.
+    fn gate_up_biases(&self, gated: bool) -> Vec<f32> {
+        let [gate, up, _] = &self.biases;
+        let i = self.shape.intermediate_size;
+        if !gated {
+            return up.clone();
+        }
+        gate.chunks(i).zip(up.chunks(i)).flat_map(|(g, u)| [g, u].concat()).collect()
     }
 
     /// Rows of I in expert order.
@@ -97,40 +145,45 @@ impl<T: Storage> Inputs<T> {
     }
 }
 
-/// What the three kernels of a tile are to store.
+/// What a tile's kernels are to store, of experts with a gate and without.
 #[derive(Clone, PartialEq)]
 struct Outputs<T> {
     pair: Vec<T>,
-    activated: Vec<T>,
+    single: Vec<T>,
     down: Vec<T>,
+    activated: [Vec<T>; 2],
 }
 
 impl<T: Storage> Outputs<T> {
-    fn expected(inputs: &Inputs<T>) -> (Self, Vec<f64>) {
-        let Inputs { shape, plan, data, .. } = inputs;
+    /// And what is activated, before it is rounded.
+    fn expected(inputs: &Inputs<T>) -> (Self, [Vec<f64>; 2]) {
+        let Inputs { shape, rules, plan, data, biases, .. } = inputs;
         let ExpertShape { hidden_size: h, intermediate_size: i, .. } = *shape;
         let rows = wide(&reference::permute(&data.x, plan, h));
-        let product = |weights: &[T]| {
-            reference::grouped_gemm(&rows, plan, &wide(weights), h, i, &reference::exact)
+        let row_weights = rules.row_weights.then(|| wide(&inputs.row_weights));
+        let product = |x: &[f64], weights: &[T], biases: &[f32], depth, columns| {
+            let weights = wide(weights);
+            let sums =
+                reference::grouped_gemm(x, plan, &weights, depth, columns, &reference::exact);
+            let biases = rules.biases.then(|| wide(biases));
+            reference::adjust(&sums, plan, columns, row_weights.as_deref(), biases.as_deref())
         };
-        let (gate, up) = (product(&data.gate), product(&data.up));
+        let gate = product(&rows, &data.gate, &biases[0], h, i);
+        let up = product(&rows, &data.up, &biases[1], h, i);
+        let down = product(&wide(&inputs.activated()), &data.down, &biases[2], i, h);
         let nearest = |values: &[f64]| values.iter().map(|&v| T::nearest(v)).collect::<Vec<_>>();
         let beside: Vec<f64> =
             gate.chunks(i).zip(up.chunks(i)).flat_map(|(g, u)| [g, u].concat()).collect();
-        let activated = reference::activation(ActivationFn::SwiGlu, &gate, &up, &reference::exact);
-        let down = reference::grouped_gemm(
-            &wide(&inputs.activated()),
-            plan,
-            &wide(&data.down),
-            i,
-            h,
-            &reference::exact,
-        );
-        let activated = inputs.clean(&activated, i);
+        let activated = [
+            reference::activation(rules.gated, &gate, &up, &reference::exact),
+            reference::activation(rules.ungated, &up, &[], &reference::exact),
+        ];
+        let activated = activated.map(|values| inputs.clean(&values, i));
         let outputs = Self {
             pair: nearest(&inputs.clean(&beside, 2 * i)),
-            activated: nearest(&activated),
+            single: nearest(&inputs.clean(&up, i)),
             down: nearest(&inputs.clean(&down, h)),
+            activated: activated.each_ref().map(|values| nearest(values)),
         };
         (outputs, activated)
     }
@@ -181,7 +234,9 @@ type Experts<T> = CudaExperts<EmulatedDriver, T>;
 struct Bench<'a, T: Storage> {
     device: Device<Cuda<EmulatedDriver>>,
     inputs: &'a Inputs<T>,
-    experts: Experts<T>,
+    gated: Experts<T>,
+    ungated: Experts<T>,
+    row_weights: CudaBuffer<EmulatedDriver, f32>,
     plan: RoutingPlan<Cuda<EmulatedDriver>>,
     pad: Pad,
     gather: Gather,
@@ -204,48 +259,43 @@ impl<'a, T: Storage> Bench<'a, T> {
         device.put(&vec![0u32; 64 * variant.seed as usize]);
         let shape = inputs.shape;
         let gate_up = inputs.data.gate_up(shape, variant.layout);
-        let down = &inputs.data.down;
-        let experts = if variant.table {
-            let matrix = shape.hidden_size * shape.intermediate_size;
-            let of_each = gate_up
-                .chunks(2 * matrix)
-                .zip(down.chunks(matrix))
-                .map(|(gate_up, down)| (device.put(gate_up), device.put(down)))
-                .collect();
-            let (backend, stream) = (&device.backend, &device.stream);
-            CudaExperts::table(backend, shape, variant.layout, of_each, stream)
-        } else {
-            let (gate_up, down) = (device.put(&gate_up), device.put(down));
-            CudaExperts::stacked(&device.backend, shape, variant.layout, gate_up, down)
-        };
+        let gated = experts(&device, shape, &gate_up, inputs, variant);
+        let shape = ExpertShape { gated: false, ..shape };
+        let ungated = experts(&device, shape, &inputs.data.up, inputs, variant);
         let plan = device.plan(&inputs.ids, 1, shape.num_experts);
-        Some(Self {
-            device,
-            inputs,
-            experts: experts.unwrap(),
-            plan,
-            pad: variant.pad,
-            gather: variant.gather,
-        })
+        let row_weights = device.put(&inputs.row_weights);
+        let (pad, gather) = (variant.pad, variant.gather);
+        Some(Self { device, inputs, gated, ungated, row_weights, plan, pad, gather })
     }
 
     /// `x` of `rows` rows times one projection.
-    fn run(&self, x: &[T], cols: usize, how: Option<(Gather, Epilogue)>, columns: usize) -> Vec<T> {
+    fn run(
+        &self,
+        experts: &Experts<T>,
+        x: &[T],
+        cols: usize,
+        how: Option<(Gather, Epilogue)>,
+        columns: usize,
+    ) -> Vec<T> {
         let x = Placed::new(x, x.len() / cols, cols, self.pad);
         let x_buffer = x.put(&self.device);
         let out = Placed::poison(self.inputs.ids.len(), columns, self.pad);
         let mut out_buffer = out.put(&self.device);
         let x_matrix = Matrix::new("x", &x_buffer, x.layout).unwrap();
         let out_matrix = MatrixMut::new("out", &mut out_buffer, out.layout).unwrap();
-        let (plan, experts) = (&self.plan, &self.experts);
+        let plan = &self.plan;
         let op = match how {
             Some((gather, epilogue)) => {
                 GroupedGemm::gate_up(x_matrix, gather, plan, experts, epilogue, out_matrix)
             }
             None => GroupedGemm::down(x_matrix, plan, experts, out_matrix),
         };
+        let mut op = op.unwrap();
+        if self.inputs.rules.row_weights {
+            op = op.with_row_weights(&self.row_weights).unwrap();
+        }
         let (backend, stream) = (&self.device.backend, &self.device.stream);
-        backend.grouped_gemm::<DenseExperts<T>>(op.unwrap(), stream).unwrap();
+        backend.grouped_gemm::<DenseExperts<T>>(op, stream).unwrap();
         let rows = out.take("out", &self.device, &out_buffer);
         let routed = self.inputs.plan.token_of_row.len() * columns;
         let (routed, rest) = rows.split_at(routed);
@@ -255,28 +305,70 @@ impl<'a, T: Storage> Bench<'a, T> {
     }
 
     fn outputs(&self) -> Outputs<T> {
-        let Inputs { shape, ids, plan, data, .. } = self.inputs;
+        let Inputs { shape, rules, ids, plan, data, .. } = self.inputs;
         let ExpertShape { hidden_size: h, intermediate_size: i, .. } = *shape;
         let packed = |mut rows: Vec<T>, cols: usize| {
             rows.resize(ids.len() * cols, T::POISON);
             rows
         };
         let rows = packed(reference::permute(&data.x, plan, h), h);
-        let gate_up = |epilogue, columns| match self.gather {
-            Gather::Packed => self.run(&rows, h, Some((Gather::Packed, epilogue)), columns),
-            gather => self.run(&data.x, h, Some((gather, epilogue)), columns),
+        let first = |experts, epilogue, columns| match self.gather {
+            Gather::Packed => {
+                self.run(experts, &rows, h, Some((Gather::Packed, epilogue)), columns)
+            }
+            gather => self.run(experts, &data.x, h, Some((gather, epilogue)), columns),
         };
-        let pair = gate_up(Epilogue::Store, 2 * i);
-        let activated = gate_up(SWIGLU, i);
-        let down = self.run(&packed(self.inputs.activated(), i), i, None, h);
-        Outputs { pair, activated, down }
+        Outputs {
+            pair: first(&self.gated, Epilogue::Store, 2 * i),
+            single: first(&self.ungated, Epilogue::Store, i),
+            activated: [
+                first(&self.gated, Epilogue::Activation(rules.gated), i),
+                first(&self.ungated, Epilogue::Activation(rules.ungated), i),
+            ],
+            down: self.run(&self.gated, &packed(self.inputs.activated(), i), i, None, h),
+        }
     }
 }
 
-/// Every variant's outputs, under all checks: sums exactly, the activation closely and with the same
-/// bits each time.
-pub(crate) fn check<T: Storage>(tile: &'static Tile, shape: &Shape, seeds: Range<u64>) {
-    let inputs = Inputs::<T>::new(shape);
+/// Experts on a device: stacked, or each in memory of its own.
+fn experts<T: Storage>(
+    device: &Device<Cuda<EmulatedDriver>>,
+    shape: ExpertShape,
+    gate_up: &[T],
+    inputs: &Inputs<T>,
+    variant: Variant,
+) -> Experts<T> {
+    let Device { backend, stream } = device;
+    let down = &inputs.data.down;
+    let experts = if variant.table {
+        let matrix = shape.hidden_size * shape.intermediate_size;
+        let of_each = gate_up
+            .chunks(shape.gate_up_columns() * shape.hidden_size)
+            .zip(down.chunks(matrix))
+            .map(|(gate_up, down)| (device.put(gate_up), device.put(down)))
+            .collect();
+        CudaExperts::table(backend, shape, variant.layout, of_each, stream)
+    } else {
+        let (gate_up, down) = (device.put(gate_up), device.put(down));
+        CudaExperts::stacked(backend, shape, variant.layout, gate_up, down)
+    };
+    if !inputs.rules.biases {
+        return experts.unwrap();
+    }
+    let gate_up = device.put(&inputs.gate_up_biases(shape.gated));
+    let down = device.put(&inputs.biases[2]);
+    experts.unwrap().with_biases(backend, gate_up, down).unwrap()
+}
+
+/// Every variant's outputs, under all checks: sums exactly, activations closely and with the same bits
+/// each time.
+pub(crate) fn check<T: Storage>(
+    tile: &'static Tile,
+    shape: &Shape,
+    rules: Rules,
+    seeds: Range<u64>,
+) {
+    let inputs = Inputs::<T>::new(shape, rules);
     let ExpertShape { hidden_size: h, intermediate_size: i, .. } = inputs.shape;
     let (expected, exact) = Outputs::expected(&inputs);
     let mut first: Option<Outputs<T>> = None;
@@ -286,19 +378,23 @@ pub(crate) fn check<T: Storage>(tile: &'static Tile, shape: &Shape, seeds: Range
         let Some(bench) = Bench::new(tile, &inputs, variant, options) else { return };
         let given = bench.outputs();
         let what = |output| {
-            format!("{}x{} H {h} I {i} {output} {} {variant:?}", tile.rows, tile.columns, T::NAME)
+            let name = T::NAME;
+            format!(
+                "{}x{} H {h} I {i} {output} {name} {variant:?} {rules:?}",
+                tile.rows, tile.columns
+            )
         };
         assert_exact(&what("pair"), &bits(&given.pair), &bits(&expected.pair), 2 * i);
+        assert_exact(&what("single"), &bits(&given.single), &bits(&expected.single), i);
         assert_exact(&what("down"), &bits(&given.down), &bits(&expected.down), h);
-        let (activated, plain) = (wide(&given.activated), wide(&expected.activated));
-        assert_within::<T>(&what("activation"), &activated, &exact, &plain, i);
-        if let Some(first) = &first {
-            assert_exact(
-                &what("activation, as before"),
-                &bits(&given.activated),
-                &bits(&first.activated),
-                i,
-            );
+        for (which, given) in given.activated.iter().enumerate() {
+            let what = what(["activation with a gate", "activation"][which]);
+            let plain = wide(&expected.activated[which]);
+            assert_within::<T>(&what, &wide(given), &exact[which], &plain, i);
+            if let Some(first) = &first {
+                let what = format!("{what}, as before");
+                assert_exact(&what, &bits(given), &bits(&first.activated[which]), i);
+            }
         }
         first.get_or_insert(given);
     }
@@ -306,16 +402,16 @@ pub(crate) fn check<T: Storage>(tile: &'static Tile, shape: &Shape, seeds: Range
 
 /// Every shape in both types.
 pub(crate) fn proves(tile: &'static Tile, shapes: &[Shape]) {
-    for shape in shapes {
-        check::<bf16>(tile, shape, 0..4);
-        check::<f16>(tile, shape, 4..6);
+    for (at, shape) in shapes.iter().enumerate() {
+        check::<bf16>(tile, shape, Rules::of(tile, 2 * at + 3), 0..4);
+        check::<f16>(tile, shape, Rules::of(tile, 2 * at), 4..6);
     }
 }
 
 /// No shared-memory access of the tile's kernels needs more passes than its bytes do, and no store of the
 /// portable ones more sectors, where the output's rows are whole sectors.
 pub(crate) fn has_no_bank_conflict(tile: &'static Tile, shape: &Shape) {
-    let inputs = Inputs::<bf16>::new(shape);
+    let inputs = Inputs::<bf16>::new(shape, Rules::of(tile, 3));
     let options = Options { lint: true, ..Options::checked(1) };
     let Some(bench) = Bench::new(tile, &inputs, Variant::of(0), options) else { return };
     bench.outputs();

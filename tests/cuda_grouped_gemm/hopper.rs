@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use moe_kernels::cuda::tiles::Family::{HopperDecode, HopperPrefill};
 use moe_kernels::cuda::tiles::Tile;
 
-use crate::bench::{Shape, check, has_no_bank_conflict, tile};
+use crate::bench::{Rules, Shape, check, has_no_bank_conflict, tile};
 
 const fn shape(rows: &'static [usize], hidden_size: usize, intermediate_size: usize) -> Shape {
     Shape { rows, poisoned: None, hidden_size, intermediate_size }
@@ -24,17 +24,17 @@ const MANY: &[usize] = &{
 /// projections; one k-tile and less; more k-tiles than stages; columns of whole tiles.
 fn check_tile(tile: &'static Tile, ragged: &'static [usize], poisoned: usize, deep: Shape) {
     let tails = Shape { poisoned: Some(poisoned), ..shape(ragged, 72, 136) };
-    check::<bf16>(tile, &tails, 0..4);
-    check::<f16>(tile, &shape(&[0, 1, 65, 0], 64, 8), 4..8);
-    check::<bf16>(tile, &deep, 8..10);
-    check::<f16>(tile, &shape(MANY, 24, 16), 12..13);
+    check::<bf16>(tile, &tails, Rules::of(tile, 3), 0..4);
+    check::<f16>(tile, &shape(&[0, 1, 65, 0], 64, 8), Rules::of(tile, 2), 4..8);
+    check::<bf16>(tile, &deep, Rules::of(tile, 1), 8..10);
+    check::<f16>(tile, &shape(MANY, 24, 16), Rules::of(tile, 0), 12..13);
     has_no_bank_conflict(tile, &shape(&[64, 70], 72, 136));
 }
 
 fn check_prefill(columns: u32) {
     let tile = tile(HopperPrefill, 128, columns);
     check_tile(tile, &[0, 1, 63, 64, 0, 127, 128, 130], 3, shape(&[130, 0, 66], 456, 128));
-    check::<bf16>(tile, &shape(&[64, 129], 256, 264), 10..12);
+    check::<bf16>(tile, &shape(&[64, 129], 256, 264), Rules::of(tile, 4), 10..12);
 }
 
 #[test]

@@ -7,3 +7,4 @@ mod common;
 mod bench;
 mod hopper;
 mod portable;
+mod rules;

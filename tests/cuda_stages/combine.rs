@@ -224,3 +224,18 @@ fn the_same_bits_every_time() {
             .map(|write| bits(&run_combine(device, &input, write, LOOSE)))
     });
 }
+
+#[test]
+fn random_terms_equal_the_oracle() {
+    for_each_float16!(T => {
+        for seed in 0..60 {
+            let turn = seed as usize + 2 * usize::from(T::NAME == "f16");
+            on_device(turn, |device| check_combine_terms::<_, T>(device, seed));
+        }
+    });
+}
+
+#[test]
+fn terms_are_added_in_their_order() {
+    on_every_device(check_order_of_terms);
+}

@@ -13,6 +13,7 @@ mod chain;
 mod combine;
 mod permute;
 mod plan;
+mod refused;
 mod router;
 
 use common::*;

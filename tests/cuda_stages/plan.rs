@@ -162,3 +162,13 @@ fn the_same_bits_every_time() {
     let ids = Rng::new(6).ids(4097, 40, 3);
     same_bits_everywhere("plan", |device| device.read_plan(&device.plan(&ids, 3, 40)));
 }
+
+#[test]
+fn row_weights_are_in_the_order_of_rows() {
+    on_every_device(check_row_weights);
+}
+
+#[test]
+fn a_plan_without_ids_sends_all_to_expert_0() {
+    on_every_device(check_dense_plan);
+}

@@ -353,15 +353,20 @@ struct TopKArgs {
     logits: u64,
     topk_ids: u64,
     topk_weights: u64,
+    parts: [u64; 6],
     strides: [u64; 3],
+    other_strides: [u64; 2],
     num_tokens_on_device: u64,
     num_tokens: u32,
     reserved: u32,
     num_experts: u32,
     top_k: u32,
-    scoring: u32,
-    renormalize: u32,
+    rules: [u32; 9],
+    numbers: [f32; 5],
+    scale: f32,
+    last: u32,
 }
+const _: () = assert!(size_of::<TopKArgs>() == 200);
 
 /// The second kernel alone, on logits that the first never makes: -0, which equals 0, NaNs of any sign
 /// and payload, subnormals.
@@ -387,8 +392,12 @@ fn logits_of_any_bits_are_ranked_as_documented() {
             reserved: 0,
             num_experts: e as u32,
             top_k: k as u32,
-            scoring: 0,
-            renormalize: 0,
+            parts: [0; 6],
+            other_strides: [0; 2],
+            rules: [0; 9],
+            numbers: [0.0; 5],
+            scale: 1.0,
+            last: 0,
         };
         let module = driver.load_module(&[]).unwrap();
         let kernel = driver.function(module, "router_topk_128").unwrap();
@@ -409,4 +418,78 @@ fn f32_tokens_are_refused() {
     let weights = RouterWeights::<f32>::model(vec![0.0; 32]);
     let refused = device.backend.prepare_gate::<f32>([4, 8], weights, &device.stream);
     refused!(refused, Error::Unsupported { .. }, "router in f32", "bf16, f16");
+}
+
+/// Each rule under two schedules: two for each type.
+fn every_rule<T: Storage>() {
+    for (index, (what, tokens, config)) in ruled().into_iter().enumerate() {
+        let case = RouterCase::<T>::new(what, config, tokens, &mut Rng::new(index as u64));
+        let truth = case.truth();
+        for turn in [index, index + 1] {
+            on_device(turn + 2 * usize::from(T::NAME == "f16"), |device| {
+                case.check(device, &truth);
+            });
+        }
+    }
+}
+
+#[test]
+fn every_rule_equals_the_oracle() {
+    for_each_float16!(T => every_rule::<T>());
+}
+
+fn random<T: Storage>(seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        let mut rng = Rng::new(seed);
+        let (tokens, config) = random_rules(&mut rng);
+        let case = RouterCase::<T>::new(&format!("seed {seed}"), config, tokens, &mut rng);
+        let truth = case.truth();
+        on_device(seed as usize, |device| case.check(device, &truth));
+        case.check(&cpu(), &truth);
+    }
+}
+
+#[test]
+fn random_rules_equal_the_oracle_and_the_cpu() {
+    random::<bf16>(0..120);
+    random::<half::f16>(120..240);
+}
+
+#[test]
+fn rules_rank_nan_and_infinity_as_documented() {
+    for_each_float16!(T => for (turn, case) in faulty::<T>().into_iter().enumerate() {
+        let truth = case.truth();
+        on_device(turn, |device| case.check(device, &truth));
+    });
+}
+
+#[test]
+fn ties_of_scores_and_groups_go_to_the_lowest_id() {
+    on_every_device(check_ties::<_, bf16>);
+}
+
+#[test]
+fn rules_of_a_number_of_tokens() {
+    for_each_float16!(T => on_every_device(check_live_tokens::<_, T>));
+}
+
+#[test]
+fn rules_give_the_same_bits_every_time() {
+    for (what, tokens, config) in ruled() {
+        if ["all at once", "capacity by batch (NLLB)"].contains(&what) {
+            let case = RouterCase::<bf16>::new(what, config, tokens, &mut Rng::new(5));
+            same_bits_everywhere(what, |device| case.run(device, None).bits());
+        }
+    }
+}
+
+#[test]
+fn groups_have_no_bank_conflict() {
+    let names = ["groups by two, -inf (DeepSeek-V3)", "1024 experts in 32 groups, K = 32"];
+    for (what, tokens, config) in ruled().into_iter().filter(|(what, ..)| names.contains(what)) {
+        let case = RouterCase::<bf16>::new(what, config, tokens, &mut Rng::new(5));
+        no_bank_conflicts(Profile::sm_90(), |device| {
+            case.run(device, None);
+        });
+    }
 }

@@ -13,9 +13,10 @@ pub use names::{ExpertNames, MlpNames, RouterNames, SharedNames, TensorNames};
 pub(crate) use rules::hashed;
 pub(super) use rules::limited;
 
+use super::gguf;
 use super::hf::Keys;
 use super::{Layers, MoeConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A family's row.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    fn new(moe: MoeConfig, layers: Layers) -> Result<Self> {
+    pub(super) fn new(moe: MoeConfig, layers: Layers) -> Result<Self> {
         Ok(Self { moe, layers, limits: [None, None] })
     }
 }
@@ -104,6 +105,25 @@ pub const FAMILIES: &[Family] = &[
     family("switch_transformers", &["switch_transformers"], names::SWITCH, rules::switch),
     family("nllb_moe", &["nllb-moe", "nllb_moe"], names::NLLB, rules::nllb),
 ];
+
+/// The architectures of GGUF files, by their own names.
+const GGUF: &[Family] = &[
+    family("mixtral", &["llama"], names::GGUF, gguf::llama),
+    family("olmoe", &["olmoe"], names::GGUF, gguf::olmoe),
+    family("qwen2_moe", &["qwen2moe"], names::GGUF, gguf::qwen2),
+    family("qwen3_moe", &["qwen3moe"], names::GGUF, gguf::qwen3),
+    family("deepseek_v3", &["deepseek2"], names::GGUF, gguf::deepseek2),
+];
+
+pub(super) fn gguf_family(architecture: &str) -> Result<&'static Family> {
+    GGUF.iter().find(|family| family.model_types.contains(&architecture)).ok_or_else(|| {
+        let known: Vec<_> = GGUF.iter().flat_map(|family| family.model_types).copied().collect();
+        Error::Unsupported {
+            what: format!("general.architecture \"{architecture}\""),
+            supported: known.join(", "),
+        }
+    })
+}
 
 /// Families that are known and not supported, with the rule that is missing.
 pub(super) const REFUSED: &[(&str, &str)] = &[

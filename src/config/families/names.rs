@@ -196,6 +196,27 @@ pub(super) const MLP: TensorNames = TensorNames {
     output_bias: "",
 };
 
+/// GGUF, whatever the family: an expert's matrices are slices of a tensor of all.
+pub(super) const GGUF: TensorNames = TensorNames {
+    blocks: &["blk.{layer}."],
+    parts: &["ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "exp_probs_b"],
+    router: RouterNames { selection_bias: "exp_probs_b.bias", ..router("ffn_gate_inp.weight") },
+    experts: &[ExpertNames::Stacked {
+        gate: "ffn_gate_exps.weight",
+        up: "ffn_up_exps.weight",
+        down: "ffn_down_exps.weight",
+    }],
+    shared: Some(SharedNames {
+        gate: "ffn_gate_inp_shexp.weight",
+        mlp: MlpNames::Split {
+            gate: "ffn_gate_shexp.weight",
+            up: "ffn_up_shexp.weight",
+            down: "ffn_down_shexp.weight",
+        },
+    }),
+    ..MLP
+};
+
 pub(super) const MIXTRAL: TensorNames = TensorNames {
     blocks: &["model.layers.{layer}.block_sparse_moe."],
     experts: &[W1_W3_W2],
