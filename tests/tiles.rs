@@ -104,7 +104,8 @@ fn kernel(
 ) -> String {
     let gated = epilogue == EpilogueKind::GateUp;
     let max_rows = tokens * top_k;
-    let problem = Problem { max_rows, num_experts, columns, depth, gated, adjusted: false, codes: None };
+    let problem =
+        Problem { max_rows, num_experts, columns, depth, gated, adjusted: false, codes: None };
     choose(TILES, &problem, device, Path::Auto).unwrap().kernel(epilogue, "bf16")
 }
 
@@ -140,7 +141,8 @@ fn one_matrix_has_whole_tiles_of_columns() {
     let tile = TILES.iter().find(|tile| tile.columns == 256).unwrap();
     let tiles = |gated| {
         let (max_rows, num_experts, columns, depth) = (128, 1, 1024, 64);
-        let problem = Problem { max_rows, num_experts, columns, depth, gated, adjusted: false, codes: None };
+        let problem =
+            Problem { max_rows, num_experts, columns, depth, gated, adjusted: false, codes: None };
         problem.max_tiles(tile)
     };
     assert_eq!([tiles(true), tiles(false)], [8, 4]);
@@ -151,7 +153,8 @@ fn a_tile_without_room_for_biases_is_not_taken_for_them() {
     let hopper = device(Profile::sm_90(), 132);
     let columns = |adjusted| {
         let (max_rows, num_experts, columns, depth) = (8 * 8192, 128, 2048, 768);
-        let problem = Problem { max_rows, num_experts, columns, depth, gated: false, adjusted, codes: None };
+        let problem =
+            Problem { max_rows, num_experts, columns, depth, gated: false, adjusted, codes: None };
         choose(TILES, &problem, &hopper, Path::Hopper).unwrap().columns
     };
     assert_eq!([columns(false), columns(true)], [192, 128]);

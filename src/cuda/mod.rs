@@ -54,10 +54,6 @@ impl From<DriverError> for Error {
     }
 }
 
-fn not_yet(what: &str) -> Error {
-    Error::Unsupported { what: format!("{what} on a GPU"), supported: "the cpu backend".to_owned() }
-}
-
 impl<D: Driver + 'static> sealed::Sealed for Cuda<D> {}
 
 impl<D: Driver + 'static> Backend for Cuda<D> {

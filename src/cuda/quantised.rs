@@ -206,7 +206,9 @@ impl Packing {
         let (codes, index) = (&halves[half].codes, row * self.depth + at);
         match self.format {
             QuantFormat::Fp8Block => codes[index],
-            QuantFormat::Mxfp4 | QuantFormat::Int4 { .. } => codes[index / 2] >> (index % 2 * 4) & 15,
+            QuantFormat::Mxfp4 | QuantFormat::Int4 { .. } => {
+                codes[index / 2] >> (index % 2 * 4) & 15
+            }
         }
     }
 

@@ -276,7 +276,9 @@ pub fn choose<'a>(
         (None, true) => (Family::HopperDecode, Family::HopperPrefill),
         (None, false) => (Family::PortableDecode, Family::PortablePrefill),
         (Some(codes), true) => (Family::HopperQuantised(codes), Family::HopperQuantised(codes)),
-        (Some(codes), false) => (Family::PortableQuantised(codes), Family::PortableQuantised(codes)),
+        (Some(codes), false) => {
+            (Family::PortableQuantised(codes), Family::PortableQuantised(codes))
+        }
     };
     let takes = |tile: &Tile| tile.fits(device) && (tile.adjusts() || !problem.adjusted);
     let fitting = |family| tiles.iter().filter(move |t| t.family == family && takes(t));

@@ -171,7 +171,11 @@ fn complaints(built: &Built) -> Vec<String> {
         if !kernel.code.iter().any(sass::Instruction::is_wgmma) {
             complain("no wgmma (HGMMA or QGMMA)".to_owned());
         }
-        if !kernel.code.iter().any(|instruction| matches!(instruction.opcode(), "UTMALDG" | "UBLKCP")) {
+        if !kernel
+            .code
+            .iter()
+            .any(|instruction| matches!(instruction.opcode(), "UTMALDG" | "UBLKCP"))
+        {
             complain("no TMA load (UTMALDG, UBLKCP)".to_owned());
         }
     }
