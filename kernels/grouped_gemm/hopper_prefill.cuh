@@ -183,27 +183,27 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
       multiply<T, kBytesX, kBytesWeights, kGathered>(ring, acc, x, weights, k_tiles, [&] {
         if (kAlternate) pass_turn(consumer);
       });
-      OutputBlock to;
-      to.map = &out;
-      to.row_bytes = args.out_stride * 2;
-      to.columns = args.columns;
       const uint32_t column = work.column_block * columns_of_tile(args);
 #pragma unroll
       for (uint32_t i = 0; i < kBlocks * 2; i++) {
-        const uint32_t block = i / 2, half = i % 2;
-        to.row = row + block * 64;
-        if (to.row >= work.row_end) break;
+        const uint32_t block = i / 2, half = i % 2, block_row = row + block * 64;
+        if (block_row >= work.row_end) break;
         if (half == 1 && kGathered && !stores_both(args)) continue;
-        to.rows = work.row_end - to.row;
-        const bool beside = kGathered && half == 1 && args.gated != 0;
-        to.half = beside ? 1 : 0;
-        to.column = column + (half == 1 && !beside ? kPassColumns : 0);
-        to.out = device_pointer<char>(args.out) + (beside ? (uint64_t)args.columns * 2 : 0);
         if (threadIdx.x % 128 == 0) ptx::bulk_wait_read<0>();
         synchronize(consumer);
-        stage(staging, acc[block], half, args, work, to.row, column);
+        stage(staging, acc[block], half, args, work, block_row, column);
         ptx::fence_proxy_async_shared();
         synchronize(consumer);
+        const bool beside = kGathered && half == 1 && args.gated != 0;
+        OutputBlock to;
+        to.map = &out;
+        to.out = device_pointer<char>(args.out) + (beside ? (uint64_t)args.columns * 2 : 0);
+        to.row_bytes = args.out_stride * 2;
+        to.columns = args.columns;
+        to.half = beside ? 1 : 0;
+        to.row = block_row;
+        to.rows = work.row_end - block_row;
+        to.column = column + (half == 1 && !beside ? kPassColumns : 0);
         store_staged<kPassColumns>(staging, to);
       }
     }
@@ -233,10 +233,21 @@ template <class T, Epilogue kEpilogue, uint32_t kRows, uint32_t kColumns, uint32
         add_biases(sums, args, biases, half, first_row, work.row_end, first_column + i * 16);
         if (kGathered && half == 0) add_biases(others, args, biases, 1, first_row, work.row_end, first_column + i * 16);
       }
-      if (kGathered) activate_half(args, sums, others);
+      if (kGathered && args.activated != 0) activate_half(args, half, sums, others);
       const uint32_t values[4] = {Float16<T>::pack(sums[0], sums[1]), Float16<T>::pack(sums[2], sums[3]),
                                   Float16<T>::pack(sums[4], sums[5]), Float16<T>::pack(sums[6], sums[7])};
       stage_columns(staging, i, values);
+    }
+  }
+  // Of the gate's sums the others are the up projection's; of one matrix all halves are alike.
+  static __device__ __forceinline__ void activate_half(const GroupedGemmArgs& args, uint32_t half, float (&sums)[8],
+                                                       const float (&others)[8]) {
+    if (half == 0 && uniform(args.gated != 0)) {
+#pragma unroll
+      for (uint32_t j = 0; j < 8; j++) sums[j] = activate(args.activation, sums[j], others[j]);
+    } else {
+#pragma unroll
+      for (uint32_t j = 0; j < 8; j++) sums[j] = activate(args.activation, sums[j], sums[j]);
     }
   }
   static __device__ __forceinline__ void add_biases(float (&sums)[8], const GroupedGemmArgs& args, const Biases& biases,

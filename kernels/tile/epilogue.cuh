@@ -67,22 +67,8 @@ class Biases {
   const float* biases_;
 };
 
-// Sums of a half, activated in place: of the gate's, whose up projection's are the others, or of one matrix.  The
-// branches are the same for all threads, and keep the compiler from mixing so many sums that it runs out of registers.
-template <int kSums>
-__device__ __forceinline__ void activate_half(const GroupedGemmArgs& args, float (&sums)[kSums],
-                                              const float (&others)[kSums]) {
-  if (args.activated == 0) return;
-  if (args.gated != 0) {
-#pragma unroll
-    for (int i = 0; i < kSums; i++) sums[i] = activate(args.activation, sums[i], others[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kSums; i++) sums[i] = activate(args.activation, sums[i], sums[i]);
-  }
-}
-
-// Both halves, where a thread needs them at the same time.
+// Sums of both halves, activated in place; of gate and up then only the first is of use.  The branches are the same for
+// all threads: they keep the compiler from mixing so many sums that it runs out of registers.
 template <int kSums>
 __device__ __forceinline__ void activate_halves(const GroupedGemmArgs& args, float (&first)[kSums],
                                                 float (&second)[kSums]) {
