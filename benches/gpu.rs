@@ -20,7 +20,7 @@ use moe_kernels::ops::{ExpertShape, LayerInput, Output};
 use moe_kernels::weights::{DenseExperts, LayerWeights};
 use moe_kernels::{Cuda, MoeLayer, Result};
 
-use shapes::{MODELS, NamedModel};
+use shapes::{BENCHED, MODELS, NamedModel};
 
 const TOKENS: [usize; 8] = [1, 4, 16, 64, 256, 1024, 4096, 16384];
 /// Measurements, of which the median, the least and the most are printed.
@@ -40,7 +40,7 @@ fn main() -> std::process::ExitCode {
     println!("device,model,path,dtype,tokens,median_us,least_us,most_us,tflops,weights_gb_s");
     let paths =
         if capability == 90 { &[Path::Hopper, Path::Portable][..] } else { &[Path::Portable] };
-    for model in MODELS.iter().filter(|model| model.missing.is_none()) {
+    for model in MODELS.iter().filter(|model| BENCHED.contains(&model.name)) {
         if !wanted.is_empty() && !wanted.iter().any(|part| model.name.contains(part.as_str())) {
             continue;
         }
@@ -57,13 +57,10 @@ fn main() -> std::process::ExitCode {
 fn bench(model: &NamedModel, path: Path) -> Result<()> {
     let cuda = Cuda::open(0, path)?;
     let stream = cuda.create_stream()?;
-    let (config, driver) = (model.config(), cuda.driver());
+    let (config, driver) = (model.config()?, cuda.driver());
     let (h, most) = (config.hidden_size, TOKENS[TOKENS.len() - 1]);
-    let shape = ExpertShape::from(&config);
-    let experts = DenseExperts::<bf16>::from_source(shape, synthetic::Experts(shape))?;
-    let router = synthetic::router(&config);
-    let layer =
-        MoeLayer::new(cuda.clone(), config.clone(), LayerWeights::new(router, experts), &stream)?;
+    let weights = synthetic::weights::<bf16>(&config)?;
+    let layer = MoeLayer::new(cuda.clone(), config.clone(), weights, &stream)?;
     let values: Vec<bf16> = synthetic::values(synthetic::HIDDEN_STATES, 1.0, most * h);
     let x = cuda.buffer_from("hidden_states", &values, &stream)?;
     let mut out = cuda.allocate::<bf16>("output", most * h)?;

@@ -21,10 +21,10 @@ use moe_kernels::cpu::CpuBuffer;
 use moe_kernels::element::Float;
 use moe_kernels::memory::{Layout, Matrix, MatrixMut};
 use moe_kernels::ops::{ExpertShape, LayerInput, Output, Workspace};
-use moe_kernels::weights::{DenseExperts, ExpertMatrix, LayerWeights};
+use moe_kernels::weights::{DenseExperts, ExpertMatrix};
 use moe_kernels::{Cpu, MoeLayer};
 
-use shapes::{MODELS, NamedModel};
+use shapes::{BENCHED, MODELS, NamedModel};
 
 const TOKENS: [usize; 2] = [1, 512];
 
@@ -44,7 +44,7 @@ fn main() {
                 TOKENS.iter().any(|t| format!("{prefix}/T={t}").contains(f.trim_end_matches('$')))
             })
     };
-    for model in MODELS.iter().filter(|model| model.missing.is_none()) {
+    for model in MODELS.iter().filter(|model| BENCHED.contains(&model.name)) {
         let name = |dtype| format!("layer/{}/{dtype}", model.name);
         if wanted(&name("f32")) {
             bench_model::<f32>(&mut criterion, model, &name("f32"));
@@ -57,19 +57,10 @@ fn main() {
 }
 
 fn bench_model<T: Float>(criterion: &mut Criterion, model: &NamedModel, name: &str) {
-    let config = model.config();
-    let experts = DenseExperts::from_source(
-        ExpertShape::from(&config),
-        synthetic::Experts(ExpertShape::from(&config)),
-    )
-    .expect("a named model's shape is valid");
-    let layer = MoeLayer::new(
-        Cpu,
-        config.clone(),
-        LayerWeights::new(synthetic::router(&config), experts),
-        &(),
-    )
-    .expect("a named model's layer is valid");
+    let config = model.config().expect("a named model's configuration is valid");
+    let weights = synthetic::weights(&config).expect("a named model's shape is valid");
+    let layer =
+        MoeLayer::new(Cpu, config.clone(), weights, &()).expect("a named model's layer is valid");
     let most = TOKENS.into_iter().max().unwrap_or(1).max(TURNS);
     let x: CpuBuffer<T> =
         synthetic::values(synthetic::HIDDEN_STATES, 1.0, most * config.hidden_size).into();
@@ -139,8 +130,11 @@ fn check_first_token<T: Float>(
     forward(layer, x, 0, 1, &mut out, workspace);
 
     let shape = ExpertShape::from(config);
-    let weights = DenseExperts::<T>::from_source(shape, synthetic::Experts(shape))
-        .expect("a named model's shape is valid");
+    let weights = DenseExperts::<T>::from_source(
+        shape,
+        synthetic::Experts { shape, seed: synthetic::EXPERTS },
+    )
+    .expect("a named model's shape is valid");
     let product = |expert: usize, matrix: ExpertMatrix, x: &[f64]| -> Vec<f64> {
         let rows = weights.read(expert, matrix).expect("synthetic weights can be read");
         let dot = |row: &[T]| row.iter().zip(x).map(|(w, x)| f64::from(w.to_f32()) * x).sum();

@@ -4,7 +4,9 @@ mod common;
 
 use common::*;
 use moe_kernels::MoeConfig;
-use moe_kernels::config::{ActivationFn, Renormalize, Scoring};
+use moe_kernels::config::{
+    ActivationFn, Capacity, ExpertGroups, GroupFill, GroupScore, Renormalize, Scoring,
+};
 
 fn fails<R>(work: impl FnOnce() -> R + std::panic::UnwindSafe) -> String {
     let error = std::panic::catch_unwind(work).err().expect("the comparer found nothing");
@@ -118,6 +120,97 @@ fn routing_by_hand() {
     near(given(Scoring::Softmax, Renormalize::SUM), [5.0 / 7.0, 2.0 / 7.0]);
     near(given(Scoring::Sigmoid, Raw), [5.0 / 6.0, 2.0 / 3.0]);
     near(given(Scoring::Sigmoid, Renormalize::SUM), [5.0 / 9.0, 4.0 / 9.0]);
+}
+
+#[test]
+fn rules_by_hand() {
+    let near = |given: &[f64], expected: &[f64]| {
+        let off = rel_l2(given, expected, expected.len()).unwrap();
+        assert!(off < 1e-7, "{given:?} {expected:?}");
+    };
+    let logit = |score: f64| (score / (1.0 - score)).ln();
+    let mut config = MoeConfig::new(2, 8, 4, 2);
+    let none = reference::Parts::default();
+
+    config.router.norm_eps = Some(1.0);
+    let parts =
+        reference::Parts { input_scale: Some(vec![1.0, 2.0]), bias: Some(vec![0.5; 4]), ..none };
+    let matrix = [1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0];
+    // The mean square is 24: five is the norm.
+    let x = [48f64.sqrt(), 0.0];
+    let first = 48f64.sqrt() / 5.0 + 0.5;
+    near(&reference::router_logits(&config, &parts, &x, &matrix), &[first, 0.5, first, 0.5]);
+    config.router.norm_eps = None;
+
+    let none = reference::Parts::default();
+    let route = |config: &MoeConfig, parts: &reference::Parts, logits: &[f64]| {
+        let routing = reference::route_with(config, parts, logits.to_vec());
+        (routing.ids, routing.weights)
+    };
+    config.router.scoring = Scoring::Sigmoid;
+    config.router.renormalize = Renormalize::PNorm { p: 2.0 };
+    let logits = [0.6, 0.1, 0.8, 0.5].map(logit);
+    let (ids, weights) = route(&config, &none, &logits);
+    assert_eq!(ids, [2, 0]);
+    near(&weights, &[0.8, 0.6]);
+    config.router.renormalize = Renormalize::ClampMin { least: 2.8 };
+    near(&route(&config, &none, &logits).1, &[2.0 / 7.0, 1.5 / 7.0]);
+    config.router.renormalize = Renormalize::Sum { epsilon: 1.4 };
+    near(&route(&config, &none, &logits).1, &[2.0 / 7.0, 1.5 / 7.0]);
+    config.router.softcap = Some(2.0);
+    let capped = reference::scores(&config, &[2.0 * 0.5f64.atanh()]);
+    near(&capped, &[1.0 / (1.0 + (-1f64).exp())]);
+    config.router.softcap = None;
+
+    config.router.renormalize = Renormalize::None;
+    let biased = reference::Parts {
+        selection_bias: Some(vec![0.0, 9.0, 0.0, 0.0]),
+        expert_scale: Some(vec![1.0, 10.0, 3.0, 1.0]),
+        ..reference::Parts::default()
+    };
+    let (ids, weights) = route(&config, &biased, &logits);
+    assert_eq!(ids, [1, 2]);
+    near(&weights, &[1.0, 2.4]);
+
+    let logits = [0.9, 0.1, 0.6, 0.5].map(logit);
+    for (score, chosen) in [(GroupScore::Max, [0, 1]), (GroupScore::Top2Sum, [2, 3])] {
+        for fill in [GroupFill::Zero, GroupFill::NegativeInfinity] {
+            config.router.groups = Some(ExpertGroups { count: 2, kept: 1, score, fill });
+            assert_eq!(route(&config, &none, &logits).0, chosen);
+        }
+    }
+    config.router.groups = None;
+
+    config.router.scoring = Scoring::SqrtSoftplus;
+    let e = std::f64::consts::E;
+    near(&reference::scores(&config, &[(e - 1.0).ln(), (e.powi(4) - 1.0).ln()]), &[1.0, 2.0]);
+
+    config.router.scoring = Scoring::SparseMixer { jitter: 0.1 };
+    let (ids, weights) = route(&config, &none, &[1.0, 3.9, 4.0, 0.0]);
+    assert_eq!(ids, [2, 1]);
+    near(&weights, &[1.0 / (1.0 + (-0.1f64).exp()), 1.0]);
+
+    config.router.scoring = Scoring::Softmax;
+    let hashed = reference::Parts {
+        hash_table: Some(vec![0, 1, 3, 4]),
+        token_ids: Some(vec![1, 2, 0]),
+        ..reference::Parts::default()
+    };
+    let (ids, weights) = route(&config, &hashed, &[0.0; 12]);
+    assert_eq!(ids, [3, -1, -1, -1, 0, 1]);
+    near(&weights, &[0.25, 0.0, 0.0, 0.0, 0.25, 0.25]);
+
+    // First choices before second ones.
+    config.num_experts = 2;
+    config.router.capacity = Capacity::Batch { fraction: 0.5 };
+    config.router.renormalize = Renormalize::SUM;
+    let (ids, weights) = route(&config, &none, &[1.0, 0.0, 0.0, 1.0]);
+    assert_eq!(ids, [0, -1, 1, -1]);
+    near(&weights, &[1.0, 0.0, 1.0, 0.0]);
+    config.top_k = 1;
+    config.router.capacity = Capacity::Sequence { tokens: 1 };
+    let sequences = reference::Parts { sequence_offsets: Some(vec![0, 3, 4]), ..none };
+    assert_eq!(route(&config, &sequences, &[0.0, 1.0].repeat(4)).0, [1, -1, -1, 1]);
 }
 
 #[test]

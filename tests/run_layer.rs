@@ -218,7 +218,10 @@ fn bad_input_is_refused_in_one_line() {
     refused(&["--repeat", "18446744073709551615"], &["--repeat", "too large"]);
     refused(&["--tokens", "3"], &["--tokens", "stores its own"]);
     refused(&["--model", "gpt-5"], &["gpt-5", "mixtral-8x7b"]);
-    refused(&["--model", "deepseek-v3"], &["45303277572 bytes", "group-limited"]);
+    refused(
+        &["--model", "deepseek-v4-pro", "--tokens", "1000000"],
+        &["deepseek-v4-pro with 1000000 tokens in f32", "bytes", "the machine has", "free"],
+    );
     refused(
         &["--model", "qwen3-30b-a3b", "--tokens", "99999999999999999"],
         &["num_tokens * top_k", "less than 2^31"],

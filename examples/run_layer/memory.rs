@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Result, bail};
 use moe_kernels::Backend;
 use moe_kernels::element::Float;
-use moe_kernels::ops::Workspace;
+use moe_kernels::layer::WeightFormat;
 
 use crate::source::Source;
 
@@ -17,14 +17,15 @@ pub fn ensure_fits<B: Backend, T: Float>(
     memory_bytes: Option<u64>,
 ) -> Result<()> {
     let config = source.config();
-    let element = T::DTYPE.size() as u64;
-    let weights = config.parameters() * element;
+    let format = match source.quantisation() {
+        None => WeightFormat::dense::<T>(),
+        Some(format) => WeightFormat::quantised::<T>(format),
+    };
+    let memory = config.memory::<B, T>(format, num_tokens)?;
+    let weights = memory.weights() as u64;
     // While experts are repacked, the one at hand is there twice.
-    let packing = config.expert_parameters() * element;
-    // Checked first: it bounds the number of tokens.
-    let workspace = Workspace::<B, T>::bytes(config, num_tokens)? as u64;
-    let tokens = 2 * (num_tokens * config.hidden_size) as u64 * element;
-    let needed = weights + packing + tokens + workspace;
+    let packing = weights / config.num_experts as u64;
+    let needed = memory.total() as u64 + packing;
 
     let summary = format!(
         "{} with {num_tokens} tokens in {} needs {needed} bytes ({:.1} GB, of which weights {:.1})",
@@ -33,9 +34,6 @@ pub fn ensure_fits<B: Backend, T: Float>(
         needed as f64 / 1e9,
         weights as f64 / 1e9,
     );
-    if let Some(missing) = source.missing() {
-        bail!("{summary}, and what this version lacks: {missing}");
-    }
     if let Some(available) = memory_bytes.or_else(available)
         && needed > available
     {

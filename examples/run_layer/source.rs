@@ -25,7 +25,7 @@ const STORED_IDS: &str = "fixture.input_ids";
 
 pub enum Source {
     Stored { checkpoint: Checkpoint, family: &'static str, layer: Box<CheckpointLayer> },
-    Named { model: &'static NamedModel, config: MoeConfig },
+    Named { model: &'static NamedModel, family: &'static str, config: MoeConfig },
 }
 
 impl Source {
@@ -35,7 +35,8 @@ impl Source {
                 let names: Vec<_> = MODELS.iter().map(|model| model.name).collect();
                 anyhow!("--model {name} is not known; known: {}", names.join(", "))
             })?;
-            return Ok(Self::Named { model, config: model.config() });
+            let ModelConfig { family, moe: config, .. } = model.model()?;
+            return Ok(Self::Named { model, family: family.name, config });
         }
         let path = args.file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FIXTURE));
         let checkpoint = Checkpoint::open(&path)?;
@@ -78,7 +79,7 @@ impl Source {
     pub fn family(&self) -> &'static str {
         match self {
             Self::Stored { family, .. } => family,
-            Self::Named { model, .. } => model.family,
+            Self::Named { family, .. } => family,
         }
     }
 
@@ -87,14 +88,6 @@ impl Source {
         match self {
             Self::Stored { .. } => None,
             Self::Named { model, .. } => Some(model.name),
-        }
-    }
-
-    /// What keeps a named model's layer from being run, if anything does.
-    pub fn missing(&self) -> Option<&'static str> {
-        match self {
-            Self::Stored { .. } => None,
-            Self::Named { model, .. } => model.missing,
         }
     }
 
@@ -169,14 +162,9 @@ impl Source {
     /// The weights of a layer that is not quantised; the experts' are read, and the progress shown, when
     /// the backend asks.
     pub fn weights<T: Float>(&self) -> Result<LayerWeights<DenseExperts<T>>> {
-        let config = self.config();
         let (verb, mut weights) = match self {
             Self::Stored { layer, .. } => ("loading", layer.weights()?),
-            Self::Named { .. } => {
-                let experts = synthetic::Experts(ExpertShape::from(config));
-                let experts = DenseExperts::from_source(ExpertShape::from(config), experts)?;
-                ("making", LayerWeights::new(synthetic::router(config), experts))
-            }
+            Self::Named { config, .. } => ("making", synthetic::weights(config)?),
         };
         let progress = self.progress(verb)?;
         weights.experts = weights.experts.inspect(move |_, _| progress());

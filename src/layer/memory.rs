@@ -70,7 +70,8 @@ impl MoeConfig {
     /// [`MoeLayer::workspace`](crate::MoeLayer::workspace) allocate.
     ///
     /// # Errors
-    /// As [`MoeConfig::validate`] and [`Workspace::bytes`]; [`Error::Overflow`].
+    /// As [`MoeConfig::validate`] and [`Workspace::bytes`]; [`Error::Overflow`]; [`Error::Value`] for a
+    /// width that the format cannot take.
     pub fn memory<B: Backend, T: Float>(
         &self,
         format: WeightFormat,
@@ -79,7 +80,8 @@ impl MoeConfig {
         let workspace = Workspace::<B, T>::bytes(self, max_tokens)?;
         let rules = &self.experts;
         let overflow = || Error::Overflow { what: "the layer's weights".to_owned() };
-        let experts = |shape, format, biases| {
+        let experts = |shape, format: Option<QuantFormat>, biases| {
+            format.map_or(Ok(()), |format| format.check(shape))?;
             B::expert_bytes::<T>(shape, format, biases).ok_or_else(overflow)
         };
         let gate =

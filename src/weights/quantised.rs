@@ -70,7 +70,8 @@ impl QuantFormat {
         self.code_bytes(dims) + rows * columns * self.scale_bytes()
     }
 
-    fn check(self, shape: ExpertShape) -> Result<()> {
+    /// Whether experts of this shape can be stored so.
+    pub(crate) fn check(self, shape: ExpertShape) -> Result<()> {
         let step = match self {
             Self::Fp8Block => 16,
             Self::Mxfp4 => 32,

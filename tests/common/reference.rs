@@ -178,7 +178,8 @@ fn sparse_mixer(jitter: f64, logits: &[f64]) -> (Vec<i32>, Vec<f64>) {
         let mut sum = 0.0;
         for (expert, &logit) in logits.iter().enumerate() {
             let is_out = k == 1 && expert == ids[0] as usize;
-            if !is_out && !(far_by(max, logit) > 2.0 * jitter) {
+            let is_far = far_by(max, logit) > 2.0 * jitter;
+            if !is_out && !is_far {
                 sum += (logit - max).exp();
             }
         }

@@ -42,7 +42,11 @@ impl<T: Storage> RouterCase<T> {
             (RouterWeights::model(matrix.clone()), wide(&matrix))
         };
         weights.bias = rules.bias.then(|| rng.full(e, 0.5));
-        weights.selection_bias = rules.selection_bias.then(|| rng.full(e, 0.2));
+        // Below 0, so that what the others' groups have is more than what the kept ones have, or around it.
+        let shift = [0.0, -1.0][rng.below(2)];
+        weights.selection_bias = rules
+            .selection_bias
+            .then(|| rng.full::<f32>(e, 0.2).into_iter().map(|bias| bias + shift).collect());
         weights.expert_scale = rules.expert_scale.then(|| rng.full(e, 1.0));
         weights.input_scale = rules.norm_eps.map(|_| rng.full(h, 1.0));
         let mut token_ids = None;
@@ -555,7 +559,13 @@ pub(crate) fn check_ties<B: Backend, T: Storage>(device: &Device<B>) {
 pub(crate) fn check_live_tokens<B: Backend, T: Storage>(device: &Device<B>) {
     let names = ["all at once", "capacity by sequence (Switch)", "a hash table (DeepSeek-V4)"];
     for (what, tokens, config) in ruled().into_iter().filter(|(what, ..)| names.contains(what)) {
-        let case = RouterCase::<T>::new(what, config, tokens, &mut Rng::new(77));
+        let mut case = RouterCase::<T>::new(what, config, tokens, &mut Rng::new(77));
+        if matches!(case.config.router.capacity, Capacity::Sequence { .. }) {
+            // The last sequence ends where the tokens do, whatever its offset says.
+            let offsets = vec![0, 5, tokens as u32 / 2, u32::MAX];
+            case.parts.sequence_offsets = Some(offsets.clone());
+            case.sequence_offsets = Some(offsets);
+        }
         let (h, e, k) = (case.config.hidden_size, case.config.router_experts(), case.config.top_k);
         for count in [0, 1, tokens - 3, tokens, tokens + 1] {
             let live = count.min(tokens);

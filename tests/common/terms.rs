@@ -23,6 +23,9 @@ pub(crate) struct CombineInput<'a, T> {
     pub(crate) hidden: usize,
 }
 
+/// Rows, weights of tokens, and a scale.
+type Shared<'a, T> = (&'a [T], Option<&'a [f32]>, f32);
+
 /// What is combined besides experts' rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Terms<'a, T> {
@@ -32,7 +35,7 @@ pub(crate) struct Terms<'a, T> {
     /// `[T, H]`: the output of experts from id E on, and how many those are.
     pub(crate) zero: Option<(&'a [T], usize)>,
     /// `[T, H]`, weights `[T, 1]`, and the scale.
-    pub(crate) shared: Option<(&'a [T], Option<&'a [f32]>, f32)>,
+    pub(crate) shared: Option<Shared<'a, T>>,
     /// `[H]`.
     pub(crate) bias: Option<&'a [f32]>,
 }

@@ -71,7 +71,8 @@ fn parts_that_are_missing_or_too_many() {
     let plain = config();
     let part = || device.put(&[0.5f32; 4]);
     type With<'a> = Box<dyn Fn(Gate) -> Gate + 'a>;
-    let of: [(&str, fn(&mut MoeConfig), With<'_>); 4] = [
+    type Part<'a> = (&'static str, fn(&mut MoeConfig), With<'a>);
+    let of: [Part<'_>; 4] = [
         ("bias", |c| c.router.bias = true, Box::new(|gate| gate.with_bias(part()).unwrap())),
         (
             "selection_bias",
