@@ -346,4 +346,75 @@ impl<T: Storage> QuantInputs<T> {
             }
         }
     }
+
+    /// Codes and scales at the ends of their ranges: what a row of weights holds reaches its own column
+    /// of the output, and no other.
+    pub(crate) fn make_extreme(&mut self) {
+        for matrices in &mut self.data.experts {
+            matrices.iter_mut().for_each(|matrix| extremes(self.data.format, matrix));
+        }
+    }
+
+    /// Sums to the bit, but for what a NaN is made of and the sign of 0.
+    pub(crate) fn check_extreme(&self, what: &str, given: &QuantOutputs<T>) {
+        let (shape, exact) = (self.data.shape, self.exact(false));
+        for (output, given, exact, columns) in [
+            ("gate_up", &given.pair, &exact.pair, shape.gate_up_columns()),
+            ("down", &given.down, &exact.down, shape.hidden_size),
+        ] {
+            let plain = |value: f64| if value.is_nan() { f64::NAN } else { value + 0.0 };
+            let given: Vec<u64> = given.iter().map(|v| plain(v.wide()).to_bits()).collect();
+            let exact: Vec<u64> = exact.iter().map(|&v| plain(round::<T>(v)).to_bits()).collect();
+            assert_exact(&format!("{what} {output}"), &given, &exact, columns);
+        }
+    }
+}
+
+/// The first rows of a matrix: one with an extreme each.
+fn extremes(format: QuantFormat, matrix: &mut QuantMatrix) {
+    let [_, depth] = matrix.dims;
+    let bytes = format.code_bytes([1, depth]);
+    // A row with this code in its second place, and 0 elsewhere.
+    let mut single = |row: usize, zero: u8, code: u8| {
+        let codes = &mut matrix.codes[row * bytes..][..bytes];
+        codes.fill(zero);
+        match format {
+            QuantFormat::Fp8Block => codes[1] = code,
+            _ => codes[0] = zero & 15 | code << 4,
+        }
+    };
+    match format {
+        QuantFormat::Fp8Block => {
+            // The least subnormal, the greatest, the least normal, both NaN, -0, the greatest's negative.
+            for (row, code) in [1, 7, 8, 0x7f, 0xff, 0x80, 0x7e, 0xfe].into_iter().enumerate() {
+                single(row, 0, code);
+            }
+            // A block of scale 0, where there is a second one.
+            if matrix.dims[0] > 128 {
+                *matrix.scales.last_mut().unwrap() = 0;
+            }
+        }
+        QuantFormat::Mxfp4 => {
+            let groups = depth / 32;
+            for (row, (code, scale)) in
+                [(1, 254), (9, 254), (7, 0), (1, 1), (15, 129), (0, 255), (2, 255), (7, 252)]
+                    .into_iter()
+                    .enumerate()
+            {
+                single(row, 0, code);
+                matrix.scales[row * groups] = scale;
+            }
+        }
+        _ => {
+            let groups = matrix.scales.len() / matrix.dims[0];
+            for (row, (code, scale)) in
+                [(0, 1e30), (15, 1e-30), (15, -1.0), (9, 0.0), (8, 1e38), (1, f32::NAN)]
+                    .into_iter()
+                    .enumerate()
+            {
+                single(row, 0x88, code);
+                matrix.scales[row * groups] = bf16::from_f32(scale).to_bits().into();
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ use moe_emulator::{Options, Profile};
 use moe_kernels::backend::Backend;
 use moe_kernels::config::ActivationFn;
 use moe_kernels::cuda::Path;
-use moe_kernels::cuda::tiles::{Codes, Family, TILES, Tile};
+use moe_kernels::cuda::tiles::{Codes, EpilogueKind, Family, TILES, Tile};
 use moe_kernels::ops::ExpertShape;
 use moe_kernels::weights::{ExpertBiases, QuantFormat, QuantisedExperts};
 
@@ -140,75 +140,11 @@ fn extreme_codes_and_scales() {
         let rows = [3, 2];
         let shape = ragged(format, &rows, true);
         let mut inputs = QuantInputs::<bf16>::new(format, shape, &rows, Draw::Exact);
-        for matrices in &mut inputs.data.experts {
-            matrices.iter_mut().for_each(|matrix| extremes(format, matrix));
-        }
+        inputs.make_extreme();
         let Some(device) = device(tile, Variant::of(0), Options::checked(7)) else { return };
         let given = inputs.run(&device, false, Variant::of(0).gather, TIGHT);
-        let expected = inputs.exact(false);
-        let what = format!("{format} {}", tile.kernel_name());
-        for (given, expected, columns) in [
-            (&given.pair, &expected.pair, shape.gate_up_columns()),
-            (&given.down, &expected.down, shape.hidden_size),
-        ] {
-            for (index, (given, &expected)) in given.iter().zip(expected).enumerate() {
-                let nearest = bf16::from_f64(expected);
-                let same = given.to_bits() == nearest.to_bits()
-                    || (given.is_nan() && nearest.is_nan())
-                    || (given.to_f64() == 0.0 && expected == 0.0);
-                let (row, column) = (index / columns, index % columns);
-                assert!(same, "{what} [{row}, {column}]: {given:e}, expected {nearest:e}");
-            }
-        }
-    }
-}
-
-/// The first rows of a matrix: one with an extreme each.
-fn extremes(format: QuantFormat, matrix: &mut QuantMatrix) {
-    let [_, depth] = matrix.dims;
-    let bytes = format.code_bytes([1, depth]);
-    // A row with this code in its second place, and 0 elsewhere.
-    let mut single = |row: usize, zero: u8, code: u8| {
-        let codes = &mut matrix.codes[row * bytes..][..bytes];
-        codes.fill(zero);
-        match format {
-            QuantFormat::Fp8Block => codes[1] = code,
-            _ => codes[0] = zero & 15 | code << 4,
-        }
-    };
-    match format {
-        QuantFormat::Fp8Block => {
-            // The least subnormal, the greatest, the least normal, both NaN, -0, the greatest's negative.
-            for (row, code) in [1, 7, 8, 0x7f, 0xff, 0x80, 0x7e, 0xfe].into_iter().enumerate() {
-                single(row, 0, code);
-            }
-            // A block of scale 0, where there is a second one.
-            if matrix.dims[0] > 128 {
-                *matrix.scales.last_mut().unwrap() = 0;
-            }
-        }
-        QuantFormat::Mxfp4 => {
-            let groups = depth / 32;
-            for (row, (code, scale)) in
-                [(1, 254), (9, 254), (7, 0), (1, 1), (15, 129), (0, 255), (2, 255), (7, 252)]
-                    .into_iter()
-                    .enumerate()
-            {
-                single(row, 0, code);
-                matrix.scales[row * groups] = scale;
-            }
-        }
-        _ => {
-            let groups = matrix.scales.len() / matrix.dims[0];
-            for (row, (code, scale)) in
-                [(0, 1e30), (15, 1e-30), (15, -1.0), (9, 0.0), (8, 1e38), (1, f32::NAN)]
-                    .into_iter()
-                    .enumerate()
-            {
-                single(row, 0x88, code);
-                matrix.scales[row * groups] = bf16::from_f32(scale).to_bits().into();
-            }
-        }
+        let kernel = tile.kernel(EpilogueKind::Store, "bf16");
+        inputs.check_extreme(&format!("{format} {kernel}"), &given);
     }
 }
 
@@ -249,19 +185,8 @@ fn repacked_experts_have_the_same_size() {
     }
 }
 
-trait KernelName {
-    fn kernel_name(&self) -> String;
-}
-
-impl KernelName for Tile {
-    fn kernel_name(&self) -> String {
-        self.kernel(moe_kernels::cuda::tiles::EpilogueKind::Store, "bf16")
-    }
-}
-
 #[test]
-fn every_activation_of_its_own_reaches_the_kernels() {
-    // Clamps and offsets are the epilogue's, tested with dense weights: here one that needs them.
+fn an_activation_with_limits_reaches_the_kernels() {
     let function = ActivationFn::SwiGluOai { alpha: 1.702, limit: 7.0 };
     for (tile, format) in tiles(false).chain(tiles(true)) {
         let rows = [2, 5];
