@@ -23,6 +23,7 @@ impl NamedModel {
         ModelConfig::parse(self.json, &[])
     }
 
+    #[allow(dead_code, reason = "run_layer asks for the family too")]
     pub fn config(&self) -> Result<MoeConfig> {
         self.model().map(|model| model.moe)
     }

@@ -8,7 +8,7 @@ use common::*;
 use half::bf16;
 use moe_emulator::{EmulatedDriver, Options, Profile};
 use moe_kernels::backend::{Backend, PartsOf};
-use moe_kernels::config::GateUpLayout;
+use moe_kernels::config::{ActivationFn, GateUpLayout, SharedCombine, SharedExpert, WeightOn};
 use moe_kernels::cuda::driver::{Driver, DriverError};
 use moe_kernels::cuda::{CudaBuffer, CudaExperts, Path, raw};
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
@@ -101,6 +101,9 @@ fn addresses_that_are_null_or_misaligned() {
     refuse("hidden_states", |f| f.hidden_states += 2, "2");
     refuse("output", |f| f.output = 0, "0x0");
     refuse("output", |f| f.output += 8, "8");
+    refuse("router_input", |f| (f.router_input, f.router_input_stride) = (0x1004, 40), "0x1004");
+    refuse("token_ids", |f| f.token_ids = 0x1002, "0x1002");
+    refuse("sequence_offsets", |f| f.sequence_offsets = 0x1001, "0x1001");
     refuse("num_tokens", |f| f.num_tokens_device = 0x1001, "0x1001");
     refuse("topk_ids", |f| (f.topk_ids, f.topk_weights) = (0x1002, 0x1000), "0x1002");
     refused!(
@@ -120,10 +123,23 @@ fn addresses_that_are_null_or_misaligned() {
     assert_exact("afterwards", &bits(&given), &bits(&parts.typed()), 0);
 }
 
+/// A layer whose workspace has all buffers that there are.
+fn with_every_buffer() -> MoeConfig {
+    let mut config = MoeConfig::new(64, 32, 8, 2);
+    config.experts.weight_on = WeightOn::Input;
+    config.experts.latent_size = Some(24);
+    config.experts.shared = Some(SharedExpert {
+        intermediate_size: 40,
+        activation: ActivationFn::SwiGlu,
+        combine: SharedCombine::SigmoidGate,
+    });
+    config
+}
+
 #[test]
 fn a_workspace_too_small() {
     let Some(device) = device() else { return };
-    let config = MoeConfig::new(64, 32, 8, 2);
+    let config = with_every_buffer();
     let needed = raw::workspace_bytes::<EmulatedDriver, bf16>(&config, 16).unwrap();
     let memory = device.put(&vec![0u8; needed]);
     let make = |address, bytes| {
@@ -143,15 +159,16 @@ fn a_workspace_too_small() {
 #[test]
 fn a_workspace_of_gaps() {
     let Some(device) = device() else { return };
-    let config = MoeConfig::new(8, 8, 1, 1);
-    let bytes = raw::workspace_bytes::<EmulatedDriver, bf16>(&config, 1).unwrap();
-    let memory = device.put(&vec![0u8; bytes + 1]);
-    // SAFETY: the memory holds that many bytes from its second one on.
-    #[allow(unsafe_code)]
-    let workspace = unsafe {
-        raw::workspace::<_, bf16>(&device.backend, &config, 1, memory.address() + 1, bytes)
-    };
-    assert_eq!(workspace.unwrap().max_tokens(), 1);
+    for config in [MoeConfig::new(8, 8, 1, 1), with_every_buffer()] {
+        let bytes = raw::workspace_bytes::<EmulatedDriver, bf16>(&config, 1).unwrap();
+        let memory = device.put(&vec![0u8; bytes + 1]);
+        // SAFETY: the memory holds that many bytes from its second one on.
+        #[allow(unsafe_code)]
+        let workspace = unsafe {
+            raw::workspace::<_, bf16>(&device.backend, &config, 1, memory.address() + 1, bytes)
+        };
+        assert_eq!(workspace.unwrap().max_tokens(), 1);
+    }
 }
 
 #[test]

@@ -7,7 +7,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use moe_kernels::checkpoint::{Checkpoint, CheckpointLayer, StoredTensor};
 use moe_kernels::config::{ModelConfig, MoeConfig};
 use moe_kernels::element::Float;
-use moe_kernels::ops::ExpertShape;
 use moe_kernels::weights::{DenseExperts, LayerWeights, QuantFormat, QuantisedExperts};
 use serde_json::Value;
 

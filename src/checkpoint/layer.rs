@@ -317,12 +317,14 @@ fn matrix<T: Float>(tensor: &StoredTensor) -> Result<RouterMatrix<T>> {
     }
 }
 
-/// The prefix under which there is a router; the first, if there is none.
+/// The prefix under which there is a router; without one, under which there is anything.
 fn block_of(checkpoint: &Checkpoint, names: &TensorNames, layer: usize) -> String {
     let filled = |block: &&str| block.replace("{layer}", &layer.to_string());
     let has_router =
         |block: &String| checkpoint.contains(&format!("{block}{}", names.router.weight));
-    let found = names.blocks.iter().map(filled).find(has_router);
+    let has_any = |block: &String| checkpoint.names().any(|name| name.starts_with(block));
+    let blocks = || names.blocks.iter().map(filled);
+    let found = blocks().find(has_router).or_else(|| blocks().find(has_any));
     found.unwrap_or_else(|| filled(&names.blocks[0]))
 }
 

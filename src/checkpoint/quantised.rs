@@ -154,9 +154,14 @@ impl QuantViews {
     ) -> Result<Option<Self>> {
         match *names {
             ExpertNames::PerExpert { gate, up, down, .. } => {
-                let Some(kind) = Kind::of(find, &up.replace("{expert}", "0"))? else {
-                    return Ok(None);
-                };
+                // Of any of the three: one that is missing, or of another type, is to be named later.
+                let mut kind = None;
+                for name in [up, gate, down] {
+                    if kind.is_none() && !name.is_empty() {
+                        kind = Kind::of(find, &name.replace("{expert}", "0"))?;
+                    }
+                }
+                let Some(kind) = kind else { return Ok(None) };
                 let mut all = |name: &str, matrix: ExpertMatrix| {
                     (0..shape.num_experts)
                         .map(|expert| {
@@ -273,8 +278,8 @@ impl Kind {
         let (codes, scale) = match self {
             Self::Fp8 => {
                 let codes = find.of_type(name, what, &[rows, depth], &[Dtype::F8_E4M3])?;
-                let inverse = format!("{name}_scale_inv");
-                let scale = if find.contains(&inverse) { inverse } else { sibling(name) };
+                let (inverse, sibling) = (format!("{name}_scale_inv"), sibling(name));
+                let scale = if find.contains(&sibling) { sibling } else { inverse };
                 (codes, scale)
             }
             Self::Mxfp4 => {

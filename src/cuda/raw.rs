@@ -115,6 +115,16 @@ pub struct Forward {
     pub expert_map: u64,
     /// Global experts.
     pub expert_map_len: usize,
+    /// `[T, H]`: what the router sees, where that is not `hidden_states`; 0: none.
+    pub router_input: u64,
+    /// A multiple of 16 bytes.
+    pub router_input_stride: usize,
+    /// `u32 [T]`, vocabulary ids, for a router with a hash table; 0: none.
+    pub token_ids: u64,
+    /// `u32 [num_sequences + 1]`, for capacities by sequence; 0: none.
+    pub sequence_offsets: u64,
+    /// Sequences.
+    pub num_sequences: usize,
     /// `CUstream`.
     pub stream: u64,
 }
@@ -159,7 +169,27 @@ pub unsafe fn forward<D: Driver + 'static, T: Float>(
     // SAFETY: as above.
     let count = unsafe { optional::<D, u32>(cuda, "num_tokens", forward.num_tokens_device, 1)? };
 
+    let router_layout = tokens(forward.router_input_stride);
+    let router_input = match forward.router_input {
+        0 => None,
+        // SAFETY: as above.
+        address => {
+            Some(unsafe { raw_buffer::<D, T>(cuda, "router_input", address, &router_layout)? })
+        }
+    };
+    // SAFETY: as above.
+    let token_ids = unsafe { optional::<D, u32>(cuda, "token_ids", forward.token_ids, rows)? };
+    let bounds = forward.num_sequences.saturating_add(1);
+    // SAFETY: as above.
+    let offsets =
+        unsafe { optional::<D, u32>(cuda, "sequence_offsets", forward.sequence_offsets, bounds)? };
+
     let mut input = LayerInput::new(Matrix::new("hidden_states", &x, x_layout)?);
+    if let Some(router_input) = &router_input {
+        input.router_input = Some(Matrix::new("router_input", router_input, router_layout)?);
+    }
+    input.token_ids = token_ids.as_ref();
+    input.sequence_offsets = offsets.as_ref();
     input.routing = match (&ids, &weights) {
         (Some(ids), Some(weights)) => Some(Routing {
             topk_ids: Matrix::new("topk_ids", ids, pairs)?,
