@@ -23,7 +23,7 @@ const SHAPES: &[(QuantFormat, &[usize], usize, usize)] = &[
 ];
 
 /// The weights are multiplied as they are, in f32.
-fn check<T: Storage>() {
+fn check<T: Storage>(draws: &[Draw]) {
     for &(format, rows, hidden_size, intermediate_size) in SHAPES {
         for (gated, adjusted, gather, pad) in [
             (true, false, Gather::TokenOfRow, TIGHT),
@@ -32,7 +32,7 @@ fn check<T: Storage>() {
         ] {
             let num_experts = rows.len();
             let shape = ExpertShape { num_experts, hidden_size, intermediate_size, gated };
-            for draw in [Draw::Exact, Draw::Any] {
+            for &draw in draws {
                 let inputs = QuantInputs::<T>::new(format, shape, rows, draw);
                 let given = inputs.run(&cpu(), adjusted, gather, pad);
                 let what = format!("{format} {shape:?} {draw:?} adjusted {adjusted}");
@@ -44,17 +44,18 @@ fn check<T: Storage>() {
 
 #[test]
 fn f32_activations() {
-    check::<f32>();
+    check::<f32>(&[Draw::Exact, Draw::Any]);
 }
 
 #[test]
 fn bf16_activations() {
-    check::<half::bf16>();
+    check::<half::bf16>(&[Draw::Exact, Draw::Any]);
 }
 
 #[test]
 fn f16_activations() {
-    check::<half::f16>();
+    // Activations of the exact inputs are beyond f16.
+    check::<half::f16>(&[Draw::Any]);
 }
 
 #[test]

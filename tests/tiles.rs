@@ -7,7 +7,7 @@ use std::{env, fs};
 use moe_emulator::Profile;
 use moe_kernels::cuda::Path;
 use moe_kernels::cuda::driver::DeviceProperties;
-use moe_kernels::cuda::tiles::{EpilogueKind, Family, Problem, TILES, Tile, choose, header};
+use moe_kernels::cuda::tiles::{Codes, EpilogueKind, Family, Problem, TILES, Tile, choose, header};
 
 #[test]
 fn the_header_of_the_kernels_is_written_from_the_table() {
@@ -158,4 +158,36 @@ fn a_tile_without_room_for_biases_is_not_taken_for_them() {
         choose(TILES, &problem, &hopper, Path::Hopper).unwrap().columns
     };
     assert_eq!([columns(false), columns(true)], [192, 128]);
+}
+
+/// Quantised weights have a family of their own, whose tiles are taken by their rows.
+#[test]
+fn quantised_weights_take_the_tiles_of_their_codes() {
+    let name = |profile, codes, tokens: usize| {
+        let problem = Problem {
+            max_rows: 8 * tokens,
+            num_experts: 128,
+            columns: 768,
+            depth: 2048,
+            gated: true,
+            adjusted: true,
+            codes: Some(codes),
+        };
+        let device = device(profile, 100);
+        choose(TILES, &problem, &device, Path::Auto).unwrap().kernel(EpilogueKind::GateUp, "bf16")
+    };
+    for (codes, of_codes, high) in
+        [(Codes::Fp8, "fp8", 48), (Codes::Mxfp4, "mxfp4", 64), (Codes::Int4, "int4", 64)]
+    {
+        for (tokens, rows) in [(1, 16), (256, 16), (300, high), (9000, high)] {
+            let expected = format!("grouped_gemm_hopper_{of_codes}_{rows}x128_bf16");
+            assert_eq!(name(Profile::sm_90(), codes, tokens), expected);
+        }
+        for (tokens, tile) in [(1, "16x64"), (256, "16x64"), (300, "64x128"), (9000, "64x128")] {
+            for profile in [Profile::sm_80(), Profile::sm_86(), Profile::sm_120()] {
+                let expected = format!("grouped_gemm_portable_{of_codes}_{tile}_bf16");
+                assert_eq!(name(profile, codes, tokens), expected);
+            }
+        }
+    }
 }

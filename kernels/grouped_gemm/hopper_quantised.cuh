@@ -156,8 +156,7 @@ template <class Format, uint32_t kRows, uint32_t kColumns, uint32_t kStages> cla
       }
       ColumnPlace places[2];
       unit_places(args, unit, places);
-      store_weights_first<bf16, kRows / 8>(args, places, work,
-                                           [&](int m, int n, int i) { return acc[m][n * 4 + i]; });
+      store_weights_first<bf16, kRows / 8>(args, places, work, [&](int m, int n, int i) { return acc[m][n * 4 + i]; });
     }
   }
 };

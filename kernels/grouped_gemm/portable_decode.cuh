@@ -15,10 +15,8 @@
 // 4. One matrix is multiplied as gate and up are: one half of a tile's columns in the gate's place, the other in the up
 //    projection's.  What becomes of sums is the same for all threads, and asked once for all of a thread's.
 #pragma once
-#include "tile/activation.cuh"
 #include "tile/copy_ring.cuh"
 #include "tile/weights_first.cuh"
-#include "tile/epilogue.cuh"
 
 // Row 16 m + 8 h + g of a product of 32 weight rows is in lanes 4 g ... 4 g + 3: column 2 g + m of half h.
 struct DecodeLayout {

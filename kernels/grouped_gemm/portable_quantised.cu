@@ -2,12 +2,12 @@
 #include "grouped_gemm/portable_quantised.cuh"
 #include "tile/tiles.h"
 
-#define QUANTISED(name, Format, rows, columns, depth, stages, threads, blocks, shared)                         \
-  KERNEL(grouped_gemm_portable_##name##_##rows##x##columns##_bf16, threads, blocks,                            \
-         const __grid_constant__ GroupedGemmArgs args, const __grid_constant__ QuantisedMatrices weights) {    \
-    using Gemm = PortableQuantised<CopyTile{rows, columns, depth, stages, threads}, Format>;                   \
-    static_assert(sizeof(Gemm::Storage) == shared);                                                            \
-    Gemm::run(args, weights);                                                                                  \
+#define QUANTISED(name, Format, rows, columns, depth, stages, threads, blocks, shared)                      \
+  KERNEL(grouped_gemm_portable_##name##_##rows##x##columns##_bf16, threads, blocks,                         \
+         const __grid_constant__ GroupedGemmArgs args, const __grid_constant__ QuantisedMatrices weights) { \
+    using Gemm = PortableQuantised<CopyTile{rows, columns, depth, stages, threads}, Format>;                \
+    static_assert(sizeof(Gemm::Storage) == shared);                                                         \
+    Gemm::run(args, weights);                                                                               \
   }
 #define FP8_TILE(...) QUANTISED(fp8, Fp8Block, __VA_ARGS__)
 #define MXFP4_TILE(...) QUANTISED(mxfp4, Mxfp4, __VA_ARGS__)

@@ -145,7 +145,7 @@ template <class Format> class TileBlocks {
  public:
   __device__ __forceinline__ TileBlocks() {}
   __device__ __forceinline__ TileBlocks(const QuantisedMatrices& weights, uint32_t expert, uint32_t unit,
-                                           uint32_t most_units)
+                                        uint32_t most_units)
       : codes_(device_pointer<const uint8_t>(weights.codes) + expert * weights.codes_stride +
                unit * (2 * Format::kCodeBytes)),
         scales_(device_pointer<const uint8_t>(weights.scales) + expert * weights.scales_stride +

@@ -97,7 +97,7 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
             let [rows, columns] = matrix.dims(shape);
             match format {
                 None => rows.checked_mul(columns)?.checked_mul(T::DTYPE.size()),
-                Some(format) => Some(format.matrix_bytes([rows, columns])),
+                Some(format) => quantised::matrix_bytes(format, shape, matrix),
             }
         })
     }

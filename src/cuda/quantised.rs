@@ -7,7 +7,8 @@
 
 use crate::element::{DType, Float};
 use crate::error::{Error, Result, checked_product, vec_with_room};
-use crate::ops::Projection;
+use crate::memory::Buffer as _;
+use crate::ops::{ExpertShape, Projection};
 use crate::weights::{
     ExpertMatrix, ExpertWeights as _, QuantFormat, QuantisedExperts, QuantisedMatrix, Scales,
 };
@@ -32,15 +33,7 @@ pub(super) struct QuantisedProjection<D: Driver> {
 
 impl<D: Driver> QuantisedProjection<D> {
     pub(super) fn bytes(&self) -> usize {
-        (self.codes_len() + self.scales_len()) * size_of::<u32>()
-    }
-
-    fn codes_len(&self) -> usize {
-        crate::memory::Buffer::len(&self.codes)
-    }
-
-    fn scales_len(&self) -> usize {
-        crate::memory::Buffer::len(&self.scales)
+        (self.codes.len() + self.scales.len()) * size_of::<u32>()
     }
 
     pub(super) fn place(&self) -> Place<'_, D> {
@@ -101,6 +94,21 @@ impl<D: Driver + 'static> QuantisedProjection<D> {
     }
 }
 
+/// Bytes of a matrix of one expert, repacked.
+pub(super) fn matrix_bytes(
+    format: QuantFormat,
+    shape: ExpertShape,
+    matrix: ExpertMatrix,
+) -> Option<usize> {
+    let halves = if shape.gated && matrix != ExpertMatrix::Down { 2 } else { 1 };
+    let packing = Packing::new(format, matrix.dims(shape), halves);
+    let blocks = packing.depth_blocks().checked_mul(packing.row_blocks)?;
+    let codes = blocks.checked_mul(packing.code_block_words())?;
+    let words =
+        codes.checked_add(packing.scale_blocks().checked_mul(packing.scale_block_words())?)?;
+    Some(words.checked_mul(size_of::<u32>())? / halves)
+}
+
 /// How a projection of one expert is repacked.
 struct Packing {
     format: QuantFormat,
@@ -117,7 +125,10 @@ type Row = Option<(usize, usize)>;
 
 impl Packing {
     fn new(format: QuantFormat, [rows, depth]: [usize; 2], halves: usize) -> Self {
-        let row_blocks = (rows * halves).div_ceil(2 * ROWS) * 2;
+        let row_blocks = match halves {
+            2 => rows.div_ceil(ROWS) * 2,
+            _ => rows.div_ceil(2 * ROWS) * 2,
+        };
         Self { format, rows, depth, halves, row_blocks }
     }
 
@@ -151,8 +162,11 @@ impl Packing {
     }
 
     fn scale_words(&self) -> usize {
-        let blocks = self.depth_blocks().div_ceil(1 << self.scale_shift());
-        blocks * self.row_blocks * self.scale_block_words()
+        self.scale_blocks() * self.scale_block_words()
+    }
+
+    fn scale_blocks(&self) -> usize {
+        self.depth_blocks().div_ceil(1 << self.scale_shift()) * self.row_blocks
     }
 
     /// Row g or g + 8 (`high`) of a block.

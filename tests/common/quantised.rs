@@ -13,7 +13,7 @@ use moe_kernels::weights::{
 
 use super::{
     Bits as _, Device, Pad, Placed, Rng, Storage, assert_exact, assert_within, bits, reference,
-    wide,
+    round, wide,
 };
 
 /// What scales are drawn from.
