@@ -187,16 +187,16 @@ typedef struct GroupedGemmArgs {
 } GroupedGemmArgs;
 ABI_ASSERT(sizeof(GroupedGemmArgs) == 192);
 
-// Quantised matrices of each expert, repacked by blocks of 16 rows and 64 of depth, whose codes lie together (see
-// src/cuda/quantised.rs): codes [E, depth / 64, row_blocks], scales [E, depth / (64 << scale_shift), row_blocks].  Both
-// depths are rounded up.  32 rows are 16 columns of gate and of up, or 32 of one matrix.
+// Quantised matrices of each expert, repacked (src/cuda/quantised.rs) by blocks of 16 rows and 64 of depth: codes
+// [E, depth / 64, row_blocks] and scales [E, depth / (64 << scale_shift), row_blocks], both depths rounded up.  Two
+// blocks are 16 columns of gate and of up, or 32 of one matrix.
 typedef struct QuantisedMatrices {
-  uint64_t codes;  // bytes
-  uint64_t scales;  // bytes: float, e8m0 or bf16
-  uint64_t codes_stride;  // bytes of an expert
+  uint64_t codes;          // bytes
+  uint64_t scales;         // bytes: float, e8m0 or bf16
+  uint64_t codes_stride;   // bytes of an expert
   uint64_t scales_stride;
-  uint32_t row_blocks;  // even
-  uint32_t scale_bytes;  // of a block
+  uint32_t row_blocks;     // even
+  uint32_t scale_bytes;    // of a block
   uint32_t scale_shift;
   uint32_t reserved;
 } QuantisedMatrices;
@@ -204,8 +204,8 @@ ABI_ASSERT(sizeof(QuantisedMatrices) == 48);
 
 // out[r, i] = act(gate_up[r, i], gate_up[r, I + i]), or act(gate_up[r, i]) without a gate.
 typedef struct ActivationArgs {
-  uint64_t gate_up;  // float16 [R, 2I], or [R, I] without a gate
-  uint64_t out;  // float16 [R, I]
+  uint64_t gate_up;   // float16 [R, 2I], or [R, I] without a gate
+  uint64_t out;       // float16 [R, I]
   uint64_t num_rows;  // uint32_t: expert_offsets[E]
   uint64_t gate_up_stride;
   uint64_t out_stride;
@@ -220,15 +220,15 @@ ABI_ASSERT(sizeof(ActivationArgs) == 104);
 // out[t] (+)= sum_k scale * topk_weights[t, k] * (rows[row_of_assignment[t * K + k]], or x[t] where
 // zero_first <= topk_ids[t, k] < zero_end) + shared_scale * shared_weights[t] * shared[t] + bias
 typedef struct CombineArgs {
-  uint64_t rows;  // float16 [R, H]
-  uint64_t topk_weights;  // float [T, K]; 0: all 1
+  uint64_t rows;               // float16 [R, H]
+  uint64_t topk_weights;       // float [T, K]; 0: all 1
   uint64_t row_of_assignment;  // uint32_t [R]
-  uint64_t out;  // float16 [T, H]
-  uint64_t x;  // float16 [T, H]: the output of experts without weights; 0: there are none
-  uint64_t topk_ids;  // int32_t [T, K]: read with x alone
-  uint64_t shared;  // float16 [T, H]; 0: none
-  uint64_t shared_weights;  // float [T, 1]; 0: all 1
-  uint64_t bias;  // float [H]; 0: none
+  uint64_t out;                // float16 [T, H]
+  uint64_t x;                  // float16 [T, H]: the output of experts without weights; 0: there are none
+  uint64_t topk_ids;           // int32_t [T, K]: read with x alone
+  uint64_t shared;             // float16 [T, H]; 0: none
+  uint64_t shared_weights;     // float [T, 1]; 0: all 1
+  uint64_t bias;               // float [H]; 0: none
   uint64_t rows_stride;
   uint64_t weights_stride;
   uint64_t out_stride;

@@ -397,9 +397,9 @@ const _: () = {
     assert!(offset_of!(GroupedGemmArgs, up_first) == 188);
 };
 
-// Quantised matrices of each expert, repacked by blocks of 16 rows and 64 of depth, whose codes lie together (see
-// src/cuda/quantised.rs): codes [E, depth / 64, row_blocks], scales [E, depth / (64 << scale_shift), row_blocks].  Both
-// depths are rounded up.  32 rows are 16 columns of gate and of up, or 32 of one matrix.
+// Quantised matrices of each expert, repacked (src/cuda/quantised.rs) by blocks of 16 rows and 64 of depth: codes
+// [E, depth / 64, row_blocks] and scales [E, depth / (64 << scale_shift), row_blocks], both depths rounded up.  Two
+// blocks are 16 columns of gate and of up, or 32 of one matrix.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct QuantisedMatrices {
