@@ -10,7 +10,8 @@ use crate::error::{Error, Result, checked_product, vec_with_room};
 use crate::memory::Buffer as _;
 use crate::ops::{ExpertShape, Projection};
 use crate::weights::{
-    ExpertMatrix, ExpertWeights as _, QuantFormat, QuantisedExperts, QuantisedMatrix, Scales,
+    ExpertMatrix, ExpertWeights as _, FP8_BLOCK, QuantFormat, QuantisedExperts, QuantisedMatrix,
+    Scales,
 };
 
 use super::abi::QuantisedMatrices;
@@ -274,12 +275,12 @@ impl Packing {
     /// the kernels widen codes as if all of them were numbers.
     fn block_scale(&self, halves: &[QuantisedMatrix<'_>], row: Row, first: usize) -> f32 {
         let Some((half, row)) = row else { return 0.0 };
-        let last = self.depth.min(first + 2 * DEPTH);
+        let last = self.depth.min(first + FP8_BLOCK);
         let codes = &halves[half].codes[row * self.depth..][first..last];
         if codes.iter().any(|code| code & 0x7f == 0x7f) {
             return f32::NAN;
         }
         let [_, columns] = self.format.scale_dims([self.rows, self.depth]);
-        halves[half].scales.get(row / 128 * columns + first / 128)
+        halves[half].scales.get(row / FP8_BLOCK * columns + first / FP8_BLOCK)
     }
 }

@@ -336,11 +336,11 @@ pub const TILES: &[Tile] = &[
     tile(Family::HopperQuantised(Codes::Int4), [ 16, 128, 64, 12, 160, 2, 80_896]),
     tile(Family::HopperQuantised(Codes::Int4), [ 64, 128, 64, 6, 160, 2, 77_824]),
     tile(Family::PortableQuantised(Codes::Fp8), [ 16,  64, 64, 5,  64, 4, 32_128]),
-    tile(Family::PortableQuantised(Codes::Fp8), [ 64, 128, 64, 3, 128, 2, 50_816]),
+    tile(Family::PortableQuantised(Codes::Fp8), [ 48, 128, 64, 3, 128, 2, 44_672]),
     tile(Family::PortableQuantised(Codes::Mxfp4), [ 16,  64, 64, 6,  64, 4, 25_472]),
-    tile(Family::PortableQuantised(Codes::Mxfp4), [ 64, 128, 64, 4, 128, 2, 50_304]),
+    tile(Family::PortableQuantised(Codes::Mxfp4), [ 64, 128, 64, 3, 128, 2, 37_760]),
     tile(Family::PortableQuantised(Codes::Int4), [ 16,  64, 64, 6,  64, 4, 26_240]),
-    tile(Family::PortableQuantised(Codes::Int4), [ 64, 128, 64, 4, 128, 2, 51_328]),
+    tile(Family::PortableQuantised(Codes::Int4), [ 64, 128, 64, 3, 128, 2, 38_528]),
 ];
 
 /// `kernels/tile/tiles.h`.
