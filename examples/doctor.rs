@@ -100,6 +100,7 @@ mod report {
                 depth: 2048,
                 gated: true,
                 adjusted: false,
+                codes: None,
             };
             let tile = choose(TILES, &problem, &device, Path::Auto).map_err(text)?;
             let kernel = tile.kernel(EpilogueKind::GateUp, "bf16");

@@ -189,6 +189,21 @@ typedef struct GroupedGemmArgs {
 } GroupedGemmArgs;
 ABI_ASSERT(sizeof(GroupedGemmArgs) == 192);
 
+// Quantised matrices of each expert, repacked (src/cuda/quantised.rs) by blocks of 16 rows and 64 of depth: codes
+// [E, depth / 64, row_blocks] and scales [E, depth / (64 << scale_shift), row_blocks], both depths rounded up.  Two
+// blocks are 16 columns of gate and of up, or 32 of one matrix.
+typedef struct QuantisedMatrices {
+  uint64_t codes;          // bytes
+  uint64_t scales;         // bytes: float, e8m0 or bf16
+  uint64_t codes_stride;   // bytes of an expert
+  uint64_t scales_stride;
+  uint32_t row_blocks;     // even
+  uint32_t scale_bytes;    // of a block
+  uint32_t scale_shift;
+  uint32_t reserved;
+} QuantisedMatrices;
+ABI_ASSERT(sizeof(QuantisedMatrices) == 48);
+
 // out[r, i] = act(gate_up[r, i], gate_up[r, I + i]), or act(gate_up[r, i]) without a gate.
 typedef struct ActivationArgs {
   uint64_t gate_up;   // float16 [R, 2I], or [R, I] without a gate

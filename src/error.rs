@@ -206,7 +206,7 @@ pub(crate) fn checked_product(what: &str, factors: &[usize]) -> Result<usize> {
 }
 
 /// An empty vector with room for `len` elements, or [`Error::OutOfMemory`] naming `what`.
-#[cfg(any(feature = "cpu", feature = "checkpoint"))]
+#[cfg(any(feature = "cpu", feature = "checkpoint", feature = "driver"))]
 pub(crate) fn vec_with_room<T>(what: &str, len: usize) -> Result<Vec<T>> {
     let mut elements = Vec::new();
     elements.try_reserve_exact(len).map_err(|_| Error::OutOfMemory {

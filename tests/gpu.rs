@@ -15,7 +15,7 @@ use moe_kernels::cuda::Path;
 use moe_kernels::cuda::driver::{Driver, DriverError};
 use moe_kernels::cuda::fatbins;
 use moe_kernels::cuda::nvidia::NvidiaDriver;
-use moe_kernels::cuda::tiles::{Family, TILES};
+use moe_kernels::cuda::tiles::TILES;
 use moe_kernels::ops::Write;
 
 type Gpu = Device<Cuda<NvidiaDriver>>;
@@ -90,10 +90,10 @@ fn a_captured_graph_replays() {
 fn every_tile_equals_the_oracle() {
     let Some(gpus) = gpus("every_tile_equals_the_oracle") else { return };
     let properties = gpus[0].backend.properties().clone();
-    for tile in TILES.iter().filter(|tile| tile.fits(&properties)) {
-        let (path, capability) = match tile.family {
-            Family::HopperPrefill | Family::HopperDecode => (Path::Hopper, 90),
-            Family::PortablePrefill | Family::PortableDecode => (Path::Portable, 80),
+    for tile in TILES.iter().filter(|t| t.family.codes().is_none() && t.fits(&properties)) {
+        let (path, capability) = match tile.family.is_hopper() {
+            true => (Path::Hopper, 90),
+            false => (Path::Portable, 80),
         };
         if path == Path::Hopper && !runs_hopper(&gpus[0]) {
             continue;

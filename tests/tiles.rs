@@ -7,7 +7,7 @@ use std::{env, fs};
 use moe_emulator::Profile;
 use moe_kernels::cuda::Path;
 use moe_kernels::cuda::driver::DeviceProperties;
-use moe_kernels::cuda::tiles::{EpilogueKind, Family, Problem, TILES, Tile, choose, header};
+use moe_kernels::cuda::tiles::{Codes, EpilogueKind, Family, Problem, TILES, Tile, choose, header};
 
 #[test]
 fn the_header_of_the_kernels_is_written_from_the_table() {
@@ -24,8 +24,8 @@ fn no_two_tiles_share_a_kernel() {
     for tile in TILES {
         // A portable kernel has all epilogues.
         let kernels: HashSet<_> = EpilogueKind::ALL.map(|kind| tile.kernel(kind, "bf16")).into();
-        let portable = matches!(tile.family, Family::PortablePrefill | Family::PortableDecode);
-        assert_eq!(kernels.len(), if portable { 1 } else { 2 }, "{tile:?}");
+        let two = matches!(tile.family, Family::HopperPrefill | Family::HopperDecode);
+        assert_eq!(kernels.len(), if two { 2 } else { 1 }, "{tile:?}");
         assert!(kernels.into_iter().all(|name| names.insert(name)), "{tile:?}");
     }
 }
@@ -43,6 +43,7 @@ fn chosen(device: &DeviceProperties, path: Path, tokens: usize) -> &'static Tile
         depth: 2048,
         gated: true,
         adjusted: false,
+        codes: None,
     };
     choose(TILES, &problem, device, path).unwrap()
 }
@@ -76,6 +77,7 @@ fn a_narrow_tile_where_a_wide_one_leaves_multiprocessors_idle() {
         depth: 2048,
         gated: false,
         adjusted: false,
+        codes: None,
     };
     let device = device(Profile::sm_80(), 108);
     let columns = |rows| choose(TILES, &problem(rows), &device, Path::Portable).unwrap().columns;
@@ -102,7 +104,8 @@ fn kernel(
 ) -> String {
     let gated = epilogue == EpilogueKind::GateUp;
     let max_rows = tokens * top_k;
-    let problem = Problem { max_rows, num_experts, columns, depth, gated, adjusted: false };
+    let problem =
+        Problem { max_rows, num_experts, columns, depth, gated, adjusted: false, codes: None };
     choose(TILES, &problem, device, Path::Auto).unwrap().kernel(epilogue, "bf16")
 }
 
@@ -138,7 +141,8 @@ fn one_matrix_has_whole_tiles_of_columns() {
     let tile = TILES.iter().find(|tile| tile.columns == 256).unwrap();
     let tiles = |gated| {
         let (max_rows, num_experts, columns, depth) = (128, 1, 1024, 64);
-        let problem = Problem { max_rows, num_experts, columns, depth, gated, adjusted: false };
+        let problem =
+            Problem { max_rows, num_experts, columns, depth, gated, adjusted: false, codes: None };
         problem.max_tiles(tile)
     };
     assert_eq!([tiles(true), tiles(false)], [8, 4]);
@@ -149,8 +153,42 @@ fn a_tile_without_room_for_biases_is_not_taken_for_them() {
     let hopper = device(Profile::sm_90(), 132);
     let columns = |adjusted| {
         let (max_rows, num_experts, columns, depth) = (8 * 8192, 128, 2048, 768);
-        let problem = Problem { max_rows, num_experts, columns, depth, gated: false, adjusted };
+        let problem =
+            Problem { max_rows, num_experts, columns, depth, gated: false, adjusted, codes: None };
         choose(TILES, &problem, &hopper, Path::Hopper).unwrap().columns
     };
     assert_eq!([columns(false), columns(true)], [192, 128]);
+}
+
+/// Quantised weights have a family of their own, whose tiles are taken by their rows.
+#[test]
+fn quantised_weights_take_the_tiles_of_their_codes() {
+    let name = |profile, codes, tokens: usize| {
+        let problem = Problem {
+            max_rows: 8 * tokens,
+            num_experts: 128,
+            columns: 768,
+            depth: 2048,
+            gated: true,
+            adjusted: true,
+            codes: Some(codes),
+        };
+        let device = device(profile, 100);
+        choose(TILES, &problem, &device, Path::Auto).unwrap().kernel(EpilogueKind::GateUp, "bf16")
+    };
+    for (codes, of_codes, high) in
+        [(Codes::Fp8, "fp8", 48), (Codes::Mxfp4, "mxfp4", 64), (Codes::Int4, "int4", 64)]
+    {
+        for (tokens, rows) in [(1, 16), (256, 16), (300, high), (9000, high)] {
+            let expected = format!("grouped_gemm_hopper_{of_codes}_{rows}x128_bf16");
+            assert_eq!(name(Profile::sm_90(), codes, tokens), expected);
+        }
+        let portable = format!("{high}x128");
+        for (tokens, tile) in [(1, "16x64"), (256, "16x64"), (300, &portable), (9000, &portable)] {
+            for profile in [Profile::sm_80(), Profile::sm_86(), Profile::sm_120()] {
+                let expected = format!("grouped_gemm_portable_{of_codes}_{tile}_bf16");
+                assert_eq!(name(profile, codes, tokens), expected);
+            }
+        }
+    }
 }

@@ -15,10 +15,8 @@
 // 4. One matrix is multiplied as gate and up are: one half of a tile's columns in the gate's place, the other in the up
 //    projection's.  What becomes of sums is the same for all threads, and asked once for all of a thread's.
 #pragma once
-#include "tile/activation.cuh"
 #include "tile/copy_ring.cuh"
-#include "tile/epilogue.cuh"
-#include "tile/float16.cuh"
+#include "tile/weights_first.cuh"
 
 // Row 16 m + 8 h + g of a product of 32 weight rows is in lanes 4 g ... 4 g + 3: column 2 g + m of half h.
 struct DecodeLayout {
@@ -43,36 +41,9 @@ template <CopyTile kTile, class T> __device__ __forceinline__ void portable_deco
     float acc[kM][kN][4] = {};
     const WorkTile work = pipeline.accumulate(acc, (args.depth + kTile.depth - 1) / kTile.depth, loader);
 
-    const uint32_t row = work.row + lane % 4 * 2;
     const uint32_t column = work.column_block * tile_columns<kTile.columns>(args) + warp * 16 + lane / 4 * 2;
     const ColumnPlace places[2] = {column_place<kTile.columns>(args, 0, column),
                                    column_place<kTile.columns>(args, 1, column)};
-    const Biases biases(args, work.expert);
-#pragma unroll
-    for (int n = 0; n < kN; n++) {
-      const uint32_t r = row + n * 8;
-      float sums[2][4];  // of a half: two columns of row r, two of the next
-#pragma unroll
-      for (int i = 0; i < 8; i++) sums[i / 4][i % 4] = acc[i % 2][n][i / 4 * 2 + i / 2 % 2];
-      if (!is_plain(args)) {
-        const float weights[2] = {row_weight(args, r, work.row_end), row_weight(args, r + 1, work.row_end)};
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const float2 bias = biases.two(places[half]);
-#pragma unroll
-          for (int i = 0; i < 4; i++) sums[half][i] = sums[half][i] * weights[i / 2] + (i % 2 == 0 ? bias.x : bias.y);
-        }
-      }
-      activate_halves(args, sums[0], sums[1]);
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        if (!places[half].exists || (half == 1 && !stores_both(args))) continue;
-#pragma unroll
-        for (int b = 0; b < 2; b++)
-          if (r + b < work.row_end)
-            *reinterpret_cast<uint32_t*>(device_pointer<T>(args.out) + (r + b) * args.out_stride + places[half].at) =
-                Float16<T>::pack(sums[half][2 * b], sums[half][2 * b + 1]);
-      }
-    }
+    store_weights_first<T, kN>(args, places, work, [&](int m, int n, int i) { return acc[m][n][i]; });
   }
 }

@@ -402,6 +402,39 @@ const _: () = {
     assert!(offset_of!(GroupedGemmArgs, up_first) == 188);
 };
 
+// Quantised matrices of each expert, repacked (src/cuda/quantised.rs) by blocks of 16 rows and 64 of depth: codes
+// [E, depth / 64, row_blocks] and scales [E, depth / (64 << scale_shift), row_blocks], both depths rounded up.  Two
+// blocks are 16 columns of gate and of up, or 32 of one matrix.
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct QuantisedMatrices {
+    // bytes
+    pub codes: u64,
+    // bytes: float, e8m0 or bf16
+    pub scales: u64,
+    // bytes of an expert
+    pub codes_stride: u64,
+    pub scales_stride: u64,
+    // even
+    pub row_blocks: u32,
+    // of a block
+    pub scale_bytes: u32,
+    pub scale_shift: u32,
+    pub reserved: u32,
+}
+const _: () = {
+    assert!(size_of::<QuantisedMatrices>() == 48);
+    assert!(align_of::<QuantisedMatrices>() == 8);
+    assert!(offset_of!(QuantisedMatrices, codes) == 0);
+    assert!(offset_of!(QuantisedMatrices, scales) == 8);
+    assert!(offset_of!(QuantisedMatrices, codes_stride) == 16);
+    assert!(offset_of!(QuantisedMatrices, scales_stride) == 24);
+    assert!(offset_of!(QuantisedMatrices, row_blocks) == 32);
+    assert!(offset_of!(QuantisedMatrices, scale_bytes) == 36);
+    assert!(offset_of!(QuantisedMatrices, scale_shift) == 40);
+    assert!(offset_of!(QuantisedMatrices, reserved) == 44);
+};
+
 // out[r, i] = act(gate_up[r, i], gate_up[r, I + i]), or act(gate_up[r, i]) without a gate.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]

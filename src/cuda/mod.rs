@@ -27,6 +27,7 @@ pub mod nvidia;
 mod operands;
 mod permute;
 mod plan;
+mod quantised;
 pub mod raw;
 mod router;
 pub mod tiles;
@@ -53,10 +54,6 @@ impl From<DriverError> for Error {
     }
 }
 
-fn not_yet(what: &str) -> Error {
-    Error::Unsupported { what: format!("{what} on a GPU"), supported: "the cpu backend".to_owned() }
-}
-
 impl<D: Driver + 'static> sealed::Sealed for Cuda<D> {}
 
 impl<D: Driver + 'static> Backend for Cuda<D> {
@@ -81,7 +78,7 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
     ) -> Result<CudaExperts<D, W::Element>> {
         match weights.into_format() {
             Format::Dense(experts) => CudaExperts::upload(self, &experts, stream),
-            Format::Quantised(experts) => Err(not_yet(&experts.format().to_string())),
+            Format::Quantised(experts) => CudaExperts::upload_quantised(self, &experts, stream),
         }
     }
 
@@ -100,7 +97,7 @@ impl<D: Driver + 'static> Backend for Cuda<D> {
             let [rows, columns] = matrix.dims(shape);
             match format {
                 None => rows.checked_mul(columns)?.checked_mul(T::DTYPE.size()),
-                Some(format) => Some(format.matrix_bytes([rows, columns])),
+                Some(format) => quantised::matrix_bytes(format, shape, matrix),
             }
         })
     }

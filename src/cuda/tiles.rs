@@ -7,9 +7,36 @@
 use std::fmt;
 
 use crate::error::{Error, Result};
+use crate::weights::QuantFormat;
 
 use super::Path;
 use super::driver::DeviceProperties;
+
+/// The codes of quantised weights that kernels are built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Codes {
+    /// e4m3.
+    Fp8,
+    /// e2m1.
+    Mxfp4,
+    /// Whole numbers of four bits.
+    Int4,
+}
+
+impl Codes {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Fp8, Self::Mxfp4, Self::Int4];
+}
+
+impl From<QuantFormat> for Codes {
+    fn from(format: QuantFormat) -> Self {
+        match format {
+            QuantFormat::Fp8Block => Self::Fp8,
+            QuantFormat::Mxfp4 => Self::Mxfp4,
+            QuantFormat::Int4 { .. } => Self::Int4,
+        }
+    }
+}
 
 /// A family of grouped-GEMM kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,27 +49,53 @@ pub enum Family {
     PortablePrefill,
     /// cp.async and mma.sync, weights as M.
     PortableDecode,
+    /// Bulk copies and wgmma, quantised weights as M, from registers.
+    HopperQuantised(Codes),
+    /// cp.async and mma.sync, quantised weights as M.
+    PortableQuantised(Codes),
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 4] =
-        [Self::HopperPrefill, Self::HopperDecode, Self::PortablePrefill, Self::PortableDecode];
+    pub const ALL: [Self; 10] = [
+        Self::HopperPrefill,
+        Self::HopperDecode,
+        Self::PortablePrefill,
+        Self::PortableDecode,
+        Self::HopperQuantised(Codes::Fp8),
+        Self::HopperQuantised(Codes::Mxfp4),
+        Self::HopperQuantised(Codes::Int4),
+        Self::PortableQuantised(Codes::Fp8),
+        Self::PortableQuantised(Codes::Mxfp4),
+        Self::PortableQuantised(Codes::Int4),
+    ];
+
+    /// Whether its kernels are Hopper's, whose path is [`Path::Hopper`].
+    #[must_use]
+    pub const fn is_hopper(self) -> bool {
+        matches!(self, Self::HopperPrefill | Self::HopperDecode | Self::HopperQuantised(_))
+    }
+
+    /// What its weights are quantised to, if they are.
+    #[must_use]
+    pub const fn codes(self) -> Option<Codes> {
+        match self {
+            Self::HopperQuantised(codes) | Self::PortableQuantised(codes) => Some(codes),
+            _ => None,
+        }
+    }
 
     /// Whether its kernels run on a device of this compute capability. Hopper's are compiled for
     /// sm_90a, which no other device runs.
     #[must_use]
     pub const fn runs_on(self, compute_capability: u32) -> bool {
-        match self {
-            Self::HopperPrefill | Self::HopperDecode => compute_capability == 90,
-            Self::PortablePrefill | Self::PortableDecode => compute_capability >= 80,
-        }
+        if self.is_hopper() { compute_capability == 90 } else { compute_capability >= 80 }
     }
 
     /// Whether tokens are wgmma's or mma's N, so that a tile of few rows costs little.
     #[must_use]
     pub const fn weights_as_m(self) -> bool {
-        matches!(self, Self::HopperDecode | Self::PortableDecode)
+        !matches!(self, Self::HopperPrefill | Self::PortablePrefill)
     }
 
     /// As it stands in the kernels' names.
@@ -53,11 +106,18 @@ impl Family {
             Self::HopperDecode => "hopper_decode",
             Self::PortablePrefill => "portable_prefill",
             Self::PortableDecode => "portable_decode",
+            Self::HopperQuantised(Codes::Fp8) => "hopper_fp8",
+            Self::HopperQuantised(Codes::Mxfp4) => "hopper_mxfp4",
+            Self::HopperQuantised(Codes::Int4) => "hopper_int4",
+            Self::PortableQuantised(Codes::Fp8) => "portable_fp8",
+            Self::PortableQuantised(Codes::Mxfp4) => "portable_mxfp4",
+            Self::PortableQuantised(Codes::Int4) => "portable_int4",
         }
     }
 }
 
-/// Which rows of x a kernel takes, as it stands in the names of Hopper's. A portable kernel does both.
+/// Which rows of x a kernel takes, as it stands in the names of Hopper's with dense
+/// weights. All others take either.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EpilogueKind {
     /// Packed ones, for the down projection; sums are stored.
@@ -111,7 +171,7 @@ impl Tile {
         let Self { family, rows, columns, .. } = self;
         let end = match family {
             Family::HopperPrefill | Family::HopperDecode => format!("{}_{dtype}", epilogue.name()),
-            Family::PortablePrefill | Family::PortableDecode => dtype.to_string(),
+            _ => dtype.to_string(),
         };
         format!("grouped_gemm_{}_{rows}x{columns}_{end}", family.name())
     }
@@ -167,6 +227,8 @@ pub struct Problem {
     pub gated: bool,
     /// Whether rows have weights, or columns biases.
     pub adjusted: bool,
+    /// What the weights are quantised to, if they are.
+    pub codes: Option<Codes>,
 }
 
 impl Problem {
@@ -190,8 +252,9 @@ impl Problem {
 /// A depth up to which the end of a tile is a large part of its time.
 const SHALLOW: usize = 1024;
 
-/// The tile of `tiles` for `problem` on `device`: of the families that `path` allows, the one with
-/// weights as M while all of an expert's rows fit one tile of it, then tokens as M; of a family's
+/// The tile of `tiles` for `problem` on `device`: of the families that `path` allows, the one of the
+/// weights' codes; of dense weights the one with weights as M while all of an expert's rows fit one tile
+/// of it, then tokens as M; of a family's
 /// tiles, the smallest that holds an expert's rows, else the largest. Among tiles of the same rows, one
 /// that overlaps its epilogue where sums are short; then the widest whose tiles occupy the whole
 /// device, else the narrowest.
@@ -209,10 +272,13 @@ pub fn choose<'a>(
         Path::Hopper => true,
         Path::Portable => false,
     };
-    let (decode, prefill) = if hopper {
-        (Family::HopperDecode, Family::HopperPrefill)
-    } else {
-        (Family::PortableDecode, Family::PortablePrefill)
+    let (decode, prefill) = match (problem.codes, hopper) {
+        (None, true) => (Family::HopperDecode, Family::HopperPrefill),
+        (None, false) => (Family::PortableDecode, Family::PortablePrefill),
+        (Some(codes), true) => (Family::HopperQuantised(codes), Family::HopperQuantised(codes)),
+        (Some(codes), false) => {
+            (Family::PortableQuantised(codes), Family::PortableQuantised(codes))
+        }
     };
     let takes = |tile: &Tile| tile.fits(device) && (tile.adjusts() || !problem.adjusted);
     let fitting = |family| tiles.iter().filter(move |t| t.family == family && takes(t));
@@ -263,6 +329,18 @@ pub const TILES: &[Tile] = &[
     tile(Family::PortableDecode,  [  8,  64, 64, 5,  64, 4, 46_208]),
     tile(Family::PortableDecode,  [ 16,  64, 64, 4,  64, 4, 41_088]),
     tile(Family::PortableDecode,  [ 32, 128, 32, 4, 128, 4, 41_088]),
+    tile(Family::HopperQuantised(Codes::Fp8), [ 16, 128, 64, 9, 160, 2, 97_280]),
+    tile(Family::HopperQuantised(Codes::Fp8), [ 48, 128, 64, 7, 160, 2, 104_448]),
+    tile(Family::HopperQuantised(Codes::Mxfp4), [ 16, 128, 64, 12, 160, 2, 77_824]),
+    tile(Family::HopperQuantised(Codes::Mxfp4), [ 64, 128, 64, 6, 160, 2, 75_776]),
+    tile(Family::HopperQuantised(Codes::Int4), [ 16, 128, 64, 12, 160, 2, 80_896]),
+    tile(Family::HopperQuantised(Codes::Int4), [ 64, 128, 64, 6, 160, 2, 77_824]),
+    tile(Family::PortableQuantised(Codes::Fp8), [ 16,  64, 64, 5,  64, 4, 32_128]),
+    tile(Family::PortableQuantised(Codes::Fp8), [ 48, 128, 64, 3, 128, 2, 44_672]),
+    tile(Family::PortableQuantised(Codes::Mxfp4), [ 16,  64, 64, 6,  64, 4, 25_472]),
+    tile(Family::PortableQuantised(Codes::Mxfp4), [ 64, 128, 64, 3, 128, 2, 37_760]),
+    tile(Family::PortableQuantised(Codes::Int4), [ 16,  64, 64, 6,  64, 4, 26_240]),
+    tile(Family::PortableQuantised(Codes::Int4), [ 64, 128, 64, 3, 128, 2, 38_528]),
 ];
 
 /// `kernels/tile/tiles.h`.

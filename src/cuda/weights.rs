@@ -7,13 +7,16 @@ use crate::element::{Element, Float};
 use crate::error::{Error, Result, checked_product};
 use crate::memory::{Buffer, Memory, ROW_ALIGNMENT};
 use crate::ops::{ExpertShape, Experts, Gate, GateParts, Projection};
-use crate::weights::{DenseExperts, ExpertMatrix, RouterMatrix, RouterWeights};
+use crate::weights::{
+    DenseExperts, ExpertBiases, ExpertMatrix, QuantisedExperts, RouterMatrix, RouterWeights,
+};
 
 use super::abi::ExpertMatrices;
 use super::buffer::Place;
 use super::context::float16;
 use super::driver::{DevicePtr, Driver};
 use super::grouped_gemm::TensorMaps;
+use super::quantised::QuantisedProjection;
 use super::{Cuda, CudaBuffer, CudaStream};
 
 /// A router's weights in device memory: a matrix `[E, H]`, and what
@@ -217,14 +220,40 @@ impl<D: Driver + 'static, T: Float> CudaGate<D, T> {
     }
 }
 
-/// Experts' weights in device memory, in the layout in which checkpoints and engines have them:
-/// `gate_up [E, 2I, H]`, or `[E, I, H]` without a gate, and `down [E, H, I]`, stacked or one allocation
-/// for each expert.
+/// Experts' weights in device memory. Dense ones are in the layout in which checkpoints and engines have
+/// them: `gate_up [E, 2I, H]`, or `[E, I, H]` without a gate, and `down [E, H, I]`, stacked or one
+/// allocation for each expert. Quantised ones are repacked by [`Backend::prepare`](crate::Backend::prepare),
+/// in as many bytes but for rounding up.
 pub struct CudaExperts<D: Driver, T: Element> {
     shape: ExpertShape,
-    pub(super) gate_up: Matrices<D, T>,
-    pub(super) down: Matrices<D, T>,
+    pub(super) gate_up: Weights<D, T>,
+    pub(super) down: Weights<D, T>,
     pub(super) biases: Option<CudaBiases<D>>,
+}
+
+/// One projection of all experts.
+pub(super) enum Weights<D: Driver, T: Element> {
+    Dense(Matrices<D, T>),
+    Quantised(QuantisedProjection<D>),
+}
+
+impl<D: Driver, T: Element> Weights<D, T> {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(matrices) => {
+                matrices.buffers.iter().map(|buffer| buffer.len() * size_of::<T>()).sum()
+            }
+            Self::Quantised(projection) => projection.bytes(),
+        }
+    }
+
+    fn format(&self) -> String {
+        match self {
+            Self::Dense(Matrices { place, .. }) if place.table == 0 => "stacked".to_owned(),
+            Self::Dense(_) => "table".to_owned(),
+            Self::Quantised(projection) => projection.format.to_string(),
+        }
+    }
 }
 
 /// Experts' biases: gate_up `[E, 2I]` or `[E, I]`, down `[E, H]`.
@@ -250,7 +279,7 @@ impl<D: Driver, T: Element> fmt::Debug for CudaExperts<D, T> {
         f.debug_struct("CudaExperts")
             .field("dtype", &T::DTYPE)
             .field("shape", &self.shape)
-            .field("stacked", &(self.gate_up.place.table == 0))
+            .field("weights", &self.gate_up.format())
             .field("biases", &self.biases.is_some())
             .finish_non_exhaustive()
     }
@@ -266,16 +295,18 @@ impl<D: Driver, T: Element> Experts for CudaExperts<D, T> {
     }
 
     fn bytes(&self) -> usize {
-        let buffers = self.gate_up.buffers.iter().chain(&self.down.buffers);
         let biases = self.biases.iter().map(|biases| biases.gate_up.len() + biases.down.len());
-        buffers.map(|buffer| buffer.len() * size_of::<T>()).sum::<usize>()
-            + biases.sum::<usize>() * size_of::<f32>()
+        let biases = biases.sum::<usize>() * size_of::<f32>();
+        self.gate_up.bytes() + self.down.bytes() + biases
     }
 }
 
 impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
     pub(super) fn place(&self) -> Place<'_, D> {
-        self.down.buffers[0].place("experts")
+        match &self.down {
+            Weights::Dense(matrices) => matrices.buffers[0].place("experts"),
+            Weights::Quantised(projection) => projection.place(),
+        }
     }
 
     /// Experts stacked in two buffers, used where they lie: `gate_up [E, 2I, H]` with the rows of
@@ -369,10 +400,32 @@ impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
             down.write(expert * matrix, &experts.read(expert, ExpertMatrix::Down)?, stream)?;
         }
         let experts_without = Self::stacked(cuda, shape, GateUpLayout::GateFirst, gate_up, down)?;
-        let Some(biases) = experts.biases() else { return Ok(experts_without) };
+        experts_without.with_uploaded(cuda, experts.biases(), stream)
+    }
+
+    /// Repacks experts and copies them from the host, a matrix at a time.
+    pub(super) fn upload_quantised(
+        cuda: &Cuda<D>,
+        experts: &QuantisedExperts<T>,
+        stream: &CudaStream<D>,
+    ) -> Result<Self> {
+        let shape = crate::weights::ExpertWeights::shape(experts);
+        let projection = |which| QuantisedProjection::upload(cuda, which, experts, stream);
+        let gate_up = Weights::Quantised(projection(Projection::GateUp)?);
+        let down = Weights::Quantised(projection(Projection::Down)?);
+        Self { shape, gate_up, down, biases: None }.with_uploaded(cuda, experts.biases(), stream)
+    }
+
+    fn with_uploaded(
+        self,
+        cuda: &Cuda<D>,
+        biases: Option<&ExpertBiases>,
+        stream: &CudaStream<D>,
+    ) -> Result<Self> {
+        let Some(biases) = biases else { return Ok(self) };
         let gate_up = cuda.buffer_from("gate_up bias", &biases.gate_up, stream)?;
         let down = cuda.buffer_from("down bias", &biases.down, stream)?;
-        experts_without.with_biases(cuda, gate_up, down)
+        self.with_biases(cuda, gate_up, down)
     }
 
     /// `stream` is given where each expert has a buffer of its own.
@@ -419,6 +472,7 @@ impl<D: Driver + 'static, T: Float> CudaExperts<D, T> {
             down,
             stream,
         )?;
+        let (gate_up, down) = (Weights::Dense(gate_up), Weights::Dense(down));
         Ok(Self { shape, gate_up, down, biases: None })
     }
 }

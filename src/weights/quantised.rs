@@ -152,6 +152,7 @@ pub(crate) fn power_of_two(exponent: u8) -> f32 {
 }
 
 /// The value of an e4m3 code: a sign, four bits of exponent, three of mantissa; no infinities.
+#[cfg(feature = "cpu")]
 pub(crate) fn e4m3(code: u8) -> f32 {
     let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
     let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
@@ -163,6 +164,7 @@ pub(crate) fn e4m3(code: u8) -> f32 {
 }
 
 /// The values of e2m1 codes: a sign, two bits of exponent, one of mantissa.
+#[cfg(feature = "cpu")]
 pub(crate) const E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 

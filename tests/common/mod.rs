@@ -14,6 +14,7 @@ pub(crate) mod forward;
 #[cfg(feature = "checkpoint")]
 pub(crate) mod golden;
 pub(crate) mod layers;
+pub(crate) mod quantised;
 pub(crate) mod reference;
 pub(crate) mod rules;
 pub(crate) mod stages;
@@ -29,6 +30,7 @@ pub(crate) use forward::*;
 #[cfg(feature = "checkpoint")]
 pub(crate) use golden::*;
 pub(crate) use layers::*;
+pub(crate) use quantised::*;
 pub(crate) use rules::*;
 pub(crate) use stages::*;
 pub(crate) use terms::*;

@@ -218,7 +218,7 @@ impl Variant {
     }
 
     /// For kernels that run on each.
-    fn profile(&self) -> Profile {
+    pub(crate) fn profile(&self) -> Profile {
         match self.seed % 4 {
             0 => Profile::sm_80(),
             1 => Profile::sm_86(),
@@ -249,9 +249,9 @@ impl<'a, T: Storage> Bench<'a, T> {
         variant: Variant,
         options: Options,
     ) -> Option<Self> {
-        let (path, profile) = match tile.family {
-            Family::HopperPrefill | Family::HopperDecode => (Path::Hopper, Profile::sm_90()),
-            Family::PortablePrefill | Family::PortableDecode => (Path::Portable, variant.profile()),
+        let (path, profile) = match tile.family.is_hopper() {
+            true => (Path::Hopper, Profile::sm_90()),
+            false => (Path::Portable, variant.profile()),
         };
         let profile = profile.with_sm_count(variant.sm_count);
         let device = emulated_with(profile, path, options, slice::from_ref(tile))?;

@@ -7,4 +7,5 @@ mod common;
 mod bench;
 mod hopper;
 mod portable;
+mod quantised;
 mod rules;

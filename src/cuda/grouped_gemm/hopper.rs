@@ -10,6 +10,7 @@ use super::super::driver::{
     DevicePtr, Driver, KernelArg, TensorElement, TensorMap, TensorMapDesc, TensorSwizzle,
 };
 use super::super::tiles::{EpilogueKind, Family, Tile};
+use super::super::weights::Matrices;
 use super::super::{Cuda, CudaBuffer, CudaStream, Path};
 use super::Launch;
 
@@ -133,24 +134,18 @@ fn element<T: Float>() -> TensorElement {
 }
 
 pub(super) fn run<D: Driver + 'static, T: Float>(
-    launch: &Launch<'_, D, T>,
+    launch: &Launch<'_, D>,
+    weights: &Matrices<D, T>,
     stream: &CudaStream<D>,
 ) -> Result<()> {
     let &Launch { cuda, tile, epilogue, mut args, x_rows, max_rows, config, .. } = launch;
     let element = element::<T>();
     let bytes = u64::from(element.bytes());
-    if args.x_stride * bytes > u64::from(u32::MAX) {
-        let expected = format!("less than {}", (1u64 << 32) / bytes);
-        return Err(Error::value(
-            "row stride of the grouped GEMM's input",
-            args.x_stride,
-            expected,
-        ));
-    }
+    launch.check_x_stride()?;
     let encode = |desc: TensorMapDesc| cuda.driver().encode_tensor_map(&desc);
 
     let key = (tile.family, tile.columns);
-    let maps = launch.weights.maps.as_ref().into_iter().flat_map(|maps| &maps.boxes);
+    let maps = weights.maps.as_ref().into_iter().flat_map(|maps| &maps.boxes);
     let weights = match maps.clone().find(|&&(family, columns, _)| (family, columns) == key) {
         Some((.., WeightMaps::Stacked(map))) => *map,
         Some((.., WeightMaps::Table(table))) => {

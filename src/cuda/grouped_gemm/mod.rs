@@ -2,30 +2,30 @@
 
 mod hopper;
 mod portable;
+mod quantised;
 
 pub(super) use hopper::TensorMaps;
 
 use crate::config::ActivationFn;
 use crate::element::{DType, Float};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::{Epilogue, Experts, Gather, GroupedGemm, Projection};
 
-use super::abi::GroupedGemmArgs;
+use super::abi::{ExpertMatrices, GroupedGemmArgs};
 use super::activation;
 use super::context::float16;
 use super::driver::{Driver, LaunchConfig};
-use super::tiles::{EpilogueKind, Family, Problem, Tile, choose};
-use super::weights::Matrices;
+use super::tiles::{EpilogueKind, Problem, Tile, choose};
+use super::weights::{Matrices, Weights};
 use super::{Cuda, CudaExperts, CudaStream};
 
 /// A grouped GEMM that is about to be launched.
-struct Launch<'a, D: Driver, T: Float> {
+struct Launch<'a, D: Driver> {
     cuda: &'a Cuda<D>,
     tile: &'static Tile,
     epilogue: EpilogueKind,
     dtype: DType,
     args: GroupedGemmArgs,
-    weights: &'a Matrices<D, T>,
     /// Rows of x, which a tensor map of it covers.
     x_rows: usize,
     /// R, the rows that `out` has room for.
@@ -33,9 +33,20 @@ struct Launch<'a, D: Driver, T: Float> {
     config: LaunchConfig,
 }
 
-impl<D: Driver, T: Float> Launch<'_, D, T> {
+impl<D: Driver> Launch<'_, D> {
     fn kernel(&self) -> String {
         self.tile.kernel(self.epilogue, self.dtype)
+    }
+
+    /// For kernels that gather rows of x by strides of 32 bits.
+    fn check_x_stride(&self) -> Result<()> {
+        let bytes = self.dtype.size() as u64;
+        if self.args.x_stride * bytes > u64::from(u32::MAX) {
+            let expected = format!("less than {}", (1u64 << 32) / bytes);
+            let what = "row stride of the grouped GEMM's input";
+            return Err(Error::value(what, self.args.x_stride, expected));
+        }
+        Ok(())
     }
 }
 
@@ -71,6 +82,10 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         depth,
         gated,
         adjusted: bias != 0 || row_weights != 0,
+        codes: match weights {
+            Weights::Dense(_) => None,
+            Weights::Quantised(projection) => Some(projection.format.into()),
+        },
     };
     let device = cuda.properties();
     let tile = choose(cuda.tiles(), &problem, device, cuda.path())?;
@@ -79,11 +94,15 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         Epilogue::Activation(function) => function,
         Epilogue::Store => ActivationFn::SwiGlu,
     };
-    let mut place = weights.place;
-    if !gated {
+    let place = match weights {
+        Weights::Dense(Matrices { place, .. }) if gated => *place,
         // The halves of a tile are neighbours.
-        place.up_offset = place.gate_offset + u64::from(tile.columns / 2) * place.row_stride;
-    }
+        Weights::Dense(Matrices { place, .. }) => ExpertMatrices {
+            up_offset: place.gate_offset + u64::from(tile.columns / 2) * place.row_stride,
+            ..*place
+        },
+        Weights::Quantised(_) => ExpertMatrices::default(),
+    };
     let args = GroupedGemmArgs {
         x: x.buffer().at(x_layout.offset),
         out: out.at(out_layout.offset),
@@ -114,13 +133,15 @@ pub(super) fn run<D: Driver + 'static, T: Float>(
         epilogue: kind,
         dtype,
         args,
-        weights,
         x_rows: x_layout.rows,
         max_rows,
         config: LaunchConfig::linear(grid, tile.threads).with_shared(tile.shared_bytes),
     };
-    match tile.family {
-        Family::HopperPrefill | Family::HopperDecode => hopper::run(&launch, stream),
-        Family::PortablePrefill | Family::PortableDecode => portable::run(&launch, stream),
+    match weights {
+        Weights::Quantised(projection) => quantised::run(&launch, projection, stream),
+        Weights::Dense(matrices) if tile.family.is_hopper() => {
+            hopper::run::<D, T>(&launch, matrices, stream)
+        }
+        Weights::Dense(_) => portable::run(&launch, stream),
     }
 }

@@ -1,16 +1,12 @@
 //! The portable kernels: plain addresses, no tensor map.
 
-use crate::element::Float;
 use crate::error::Result;
 
 use super::super::CudaStream;
 use super::super::driver::{Driver, KernelArg};
 use super::Launch;
 
-pub(super) fn run<D: Driver, T: Float>(
-    launch: &Launch<'_, D, T>,
-    stream: &CudaStream<D>,
-) -> Result<()> {
+pub(super) fn run<D: Driver>(launch: &Launch<'_, D>, stream: &CudaStream<D>) -> Result<()> {
     let args = [KernelArg::new(&launch.args)];
     // SAFETY: the contract has checked that x, out, the plan and the weights hold what the arguments
     // say; they are borrowed by it, and the memory's owner keeps them until the stream's work is done.

@@ -2,7 +2,7 @@
 //! fails on what must not be:
 //!
 //! - local memory: loads or stores of it (`LDL`, `STL`), a stack;
-//! - a kernel of a `*_sm90` file without wgmma (`HGMMA`, `QGMMA`) or without TMA loads (`UTMALDG`);
+//! - a kernel of a `*_sm90` file without wgmma (`HGMMA`, `QGMMA`) or without TMA loads (`UTMALDG`, or `UBLKCP` of bytes);
 //! - a register of a product's operand A that is overwritten while the product may still read it;
 //! - more kernels than [`MOST_KERNELS`].
 //!
@@ -171,8 +171,12 @@ fn complaints(built: &Built) -> Vec<String> {
         if !kernel.code.iter().any(sass::Instruction::is_wgmma) {
             complain("no wgmma (HGMMA or QGMMA)".to_owned());
         }
-        if !kernel.code.iter().any(|instruction| instruction.opcode() == "UTMALDG") {
-            complain("no TMA load (UTMALDG)".to_owned());
+        if !kernel
+            .code
+            .iter()
+            .any(|instruction| matches!(instruction.opcode(), "UTMALDG" | "UBLKCP"))
+        {
+            complain("no TMA load (UTMALDG, UBLKCP)".to_owned());
         }
     }
     for hazard in hazards(built, true) {
