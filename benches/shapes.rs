@@ -18,6 +18,7 @@ pub struct NamedModel {
     pub billions: Option<(f64, f64)>,
 }
 
+#[allow(dead_code, reason = "not every user of this file asks for both")]
 impl NamedModel {
     pub fn model(&self) -> Result<ModelConfig> {
         ModelConfig::parse(self.json, &[])

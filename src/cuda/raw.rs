@@ -172,9 +172,11 @@ pub unsafe fn forward<D: Driver + 'static, T: Float>(
     let router_layout = tokens(forward.router_input_stride);
     let router_input = match forward.router_input {
         0 => None,
-        // SAFETY: as above.
         address => {
-            Some(unsafe { raw_buffer::<D, T>(cuda, "router_input", address, &router_layout)? })
+            // SAFETY: as above.
+            let buffer =
+                unsafe { raw_buffer::<D, T>(cuda, "router_input", address, &router_layout) };
+            Some(buffer?)
         }
     };
     // SAFETY: as above.
