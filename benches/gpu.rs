@@ -16,8 +16,7 @@ use moe_kernels::cuda::Path;
 use moe_kernels::cuda::driver::Driver;
 use moe_kernels::cuda::nvidia::NvidiaDriver;
 use moe_kernels::memory::{Matrix, MatrixMut, Memory};
-use moe_kernels::ops::{ExpertShape, LayerInput, Output};
-use moe_kernels::weights::{DenseExperts, LayerWeights};
+use moe_kernels::ops::{LayerInput, Output};
 use moe_kernels::{Cuda, MoeLayer, Result};
 
 use shapes::{BENCHED, MODELS, NamedModel};

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use safetensors::tensor::Dtype;
 
 use crate::config::{
-    ExpertNames, MlpNames, ModelConfig, MoeConfig, SharedCombine, SharedExpert, SharedNames,
-    TensorNames, hashed,
+    ExpertNames, MlpNames, ModelConfig, MoeConfig, Selection, SharedCombine, SharedExpert,
+    SharedNames, TensorNames,
 };
 use crate::element::Float;
 use crate::error::{Error, Result};
@@ -350,7 +350,9 @@ fn find_router(
             let vocab_size = table.shape().first().copied().unwrap_or(0);
             table.expect_shape(&[vocab_size, config.top_k])?;
             find.read.insert(name);
-            hashed(config, vocab_size);
+            // In place of the selection bias that the family's other layers have.
+            config.router.selection_bias = false;
+            config.router.selection = Selection::HashTable { vocab_size };
             Some(table)
         }
     };

@@ -10,8 +10,6 @@ mod router;
 pub use experts::{
     ActivationFn, ExpertsConfig, GateUpLayout, SharedCombine, SharedExpert, WeightOn,
 };
-#[cfg(feature = "checkpoint")]
-pub(crate) use families::hashed;
 pub use families::{
     ExpertNames, FAMILIES, Family, MlpNames, RouterNames, SharedNames, TensorNames,
 };

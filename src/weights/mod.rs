@@ -7,8 +7,10 @@ mod router;
 pub use dense::{DenseExperts, ExpertSource};
 #[cfg(any(feature = "cpu", feature = "driver"))]
 pub(crate) use quantised::FP8_BLOCK;
+#[cfg(any(feature = "cpu", feature = "checkpoint"))]
+pub(crate) use quantised::power_of_two;
 #[cfg(feature = "cpu")]
-pub(crate) use quantised::{E2M1, e4m3, power_of_two};
+pub(crate) use quantised::{E2M1, e4m3};
 pub use quantised::{QuantFormat, QuantSource, QuantisedExperts, QuantisedMatrix, Scales};
 pub use router::{RouterMatrix, RouterWeights};
 

@@ -9,8 +9,6 @@ mod rules;
 
 pub use names::{ExpertNames, MlpNames, RouterNames, SharedNames, TensorNames};
 
-#[cfg(feature = "checkpoint")]
-pub(crate) use rules::hashed;
 pub(super) use rules::limited;
 
 use super::gguf;

@@ -3,7 +3,7 @@
 use super::super::hf::Keys;
 use super::super::{
     ActivationFn, Capacity, ExpertGroups, GroupFill, GroupScore, Layers, MoeConfig, Renormalize,
-    Scoring, Selection, SharedCombine, SharedExpert, WeightOn,
+    Scoring, SharedCombine, SharedExpert, WeightOn,
 };
 use super::Rules;
 use crate::error::{Error, Result};
@@ -464,11 +464,4 @@ pub(in crate::config) fn limited(limits: &[f32], layer: usize) -> Result<Activat
             Err(Error::value("layer", layer, expected))
         }
     }
-}
-
-/// The rule of a layer whose router has a table in place of a selection bias.
-#[cfg(feature = "checkpoint")]
-pub(crate) fn hashed(moe: &mut MoeConfig, vocab_size: usize) {
-    moe.router.selection_bias = false;
-    moe.router.selection = Selection::HashTable { vocab_size };
 }
