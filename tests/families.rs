@@ -270,6 +270,30 @@ fn configurations_that_are_rejected() {
     check_message(&parsed(&dbrx).unwrap_err(), &["moe_shared", "dbrx"]);
 }
 
+/// Keys that the families' classes write for other parts of a model, or for what a layer does not have.
+#[test]
+fn keys_of_other_parts_of_a_model() {
+    for name in golden_names() {
+        let stored = golden(&name);
+        let expected = golden_model(&stored).moe;
+        let header: Value = serde_json::from_str(stored.metadata("fixture").unwrap()).unwrap();
+        let mut config = header["config"].as_object().unwrap().clone();
+        for (key, value) in [
+            ("mlp_bias", json!(false)),
+            ("output_router_logits", json!(false)),
+            ("time_step_limit", json!([0.0, 1.0])),
+            ("index_topk", json!(2048)),
+            ("num_nextn_predict_layers", json!(1)),
+            ("top_k", json!(50)),
+        ] {
+            config.insert(key.to_owned(), value);
+        }
+        assert_eq!(parsed(&config).unwrap(), expected, "{name}");
+        config.insert("mlp_bias".to_owned(), json!(true));
+        refused!(parsed(&config), Error::UnknownConfigKey { .. }, "mlp_bias", "true");
+    }
+}
+
 /// Known, and refused by name with what is missing.
 #[test]
 fn families_that_are_not_supported() {

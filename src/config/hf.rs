@@ -53,6 +53,7 @@ const IRRELEVANT: &[&str] = &[
     "attn_output_gate",
     "num_nextn_predict_layers",
     "mamba_n_groups",
+    "time_step_limit",
     "num_kv_shared_layers",
     "intermediate_size_mlp",
     "dense_intermediate_size",
@@ -515,7 +516,10 @@ impl<'a> Keys<'a> {
         for (key, value) in self.object {
             let lower = key.to_ascii_lowercase();
             let key = key.as_str();
+            // Written by many classes for layers that have no such bias, the MoE layer's included.
+            let is_absent = key == "mlp_bias" && *value == Value::Bool(false);
             if MOE_KEY_PARTS.iter().any(|part| lower.contains(part))
+                && !is_absent
                 && !self.read.contains(&key)
                 && !IRRELEVANT.contains(&key)
                 && !ignored.contains(&key)

@@ -411,12 +411,7 @@ pub(super) fn nemotron(keys: &mut Keys<'_>) -> Result<Rules> {
     let width =
         keys.optional_size("moe_shared_expert_intermediate_size")?.unwrap_or(moe.intermediate_size);
     moe.experts.shared = shared(keys.product(SHARED[0], count, width)?, activation);
-    keys.irrelevant(&[
-        "n_groups",
-        "mamba_hidden_act",
-        "moe_shared_expert_overlap",
-        "time_step_limit",
-    ]);
+    keys.irrelevant(&["n_groups", "mamba_hidden_act", "moe_shared_expert_overlap"]);
     Rules::new(moe, Layers::All)
 }
 
