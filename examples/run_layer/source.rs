@@ -47,9 +47,11 @@ impl Source {
                     Ok(ModelConfig::parse(&header["config"].to_string(), &ignored)?)
                 })
                 .with_context(|| format!("{}: metadata \"fixture\"", path.display())),
-            None => checkpoint
-                .model(&ignored)
-                .with_context(|| format!("{}: what describes the model", path.display())),
+            None => checkpoint.model(&ignored).with_context(|| {
+                let is_gguf = path.extension().is_some_and(|extension| extension == "gguf");
+                let place = if is_gguf { "its metadata" } else { "config.json" };
+                format!("{}: {place}", path.display())
+            }),
         }?;
         let family = model.family.name;
         let layer = match args.layer {
